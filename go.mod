@@ -1,0 +1,3 @@
+module github.com/disko/backupd
+
+go 1.26.0

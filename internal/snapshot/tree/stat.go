@@ -1,0 +1,24 @@
+// Package tree reads and writes the trees of files that volumes are: walking,
+// stat, opening for backup on one side; creating, securely below one root, for restore on the other.
+// It knows files and tar headers, neither frames nor indexes nor targets.
+package tree
+
+import "github.com/disko/backupd/internal/snapshot/tarstream"
+
+// Stat is what the kernel says of one entry.
+type Stat struct {
+	Type      tarstream.Type // 0 for a socket
+	Mode      uint32         // 07777
+	UID, GID  uint32
+	Size      int64 // bytes
+	Blocks    int64 // units of 512 bytes
+	Nlink     uint32
+	Ino       uint64
+	Dev       uint64 // of the file system, major<<32|minor
+	Major     uint32 // of a device node
+	Minor     uint32
+	Mtime     tarstream.Time
+	Ctime     tarstream.Time
+	Btime     tarstream.Time // zero where the file system has none
+	MountRoot bool           // a file system is mounted here
+}
