@@ -1,0 +1,486 @@
+package snapshot
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/disko/backupd/internal/snapshot/pack"
+	"github.com/disko/backupd/internal/snapshot/tree"
+	"github.com/disko/backupd/internal/store"
+)
+
+// Source is a volume to be backed up: its name and where it is mounted.
+type Source struct {
+	Name string
+	Path string
+}
+
+// BackupOptions say what to take.
+type BackupOptions struct {
+	Stack   string
+	Volumes []Source
+	// Exclude are patterns of what to leave out; see docs for their form.
+	Exclude []string
+	Tags    []string
+	// CrossMounts takes also what is mounted inside a volume.
+	CrossMounts bool
+	Origin      string // which installation this is
+	Trigger     string // "manual" where empty
+	Version     string // of backupd
+	// Pick, where set, leaves out what it says no to, as untouched: what an
+	// undo snapshot does. Directories are always taken.
+	Pick     func(path string) bool
+	Progress *Progress
+	// Warn, where set, is told of each warning when it arises.
+	Warn func(volume string, w Warning)
+}
+
+// Summary tells what a backup did. Its JSON form is stable.
+type Summary struct {
+	ID       string        `json:"id"`
+	Stack    string        `json:"stack"`
+	Sequence uint64        `json:"sequence"`
+	Started  time.Time     `json:"started"`
+	Finished time.Time     `json:"finished"`
+	Volumes  []VolumeStats `json:"volumes"`
+}
+
+// VolumeStats tells what a backup did with one volume. Sizes are in bytes.
+type VolumeStats struct {
+	Name         string    `json:"name"`
+	Files        uint64    `json:"files"`
+	Bytes        uint64    `json:"bytes"`
+	BytesRead    uint64    `json:"bytes_read"`
+	BytesStored  uint64    `json:"bytes_stored"` // what this run uploaded
+	FramesNew    uint64    `json:"frames_new"`
+	FramesReused uint64    `json:"frames_reused"`
+	Warnings     []Warning `json:"warnings"`
+	// WarningCount counts the warnings that are no notices, beyond the listed too.
+	WarningCount uint64 `json:"warning_count"`
+}
+
+// Warned says whether something could not be read as it should.
+func (s *Summary) Warned() bool {
+	return slices.ContainsFunc(s.Volumes, func(v VolumeStats) bool { return v.WarningCount > 0 })
+}
+
+// intentLife is how long a run's intent holds; it is renewed at half of it.
+const intentLife = 24 * time.Hour
+
+// intent announces a run to prune: what it relies on and how long.
+type intent struct {
+	Run     string    `json:"run"`
+	Parent  string    `json:"parent,omitempty"`
+	Started time.Time `json:"started"`
+	Expires time.Time `json:"expires"`
+}
+
+// backupRun is one run of Backup.
+type backupRun struct {
+	r      *Repository
+	w      store.Writer
+	o      BackupOptions
+	run    string
+	parent *Manifest
+	m      *Manifest
+	have   []*Volume
+	stats  []VolumeStats
+	failed error
+}
+
+// Backup takes a snapshot of volumes and returns when it is committed. On
+// an error there is no snapshot, and all earlier ones are as they were.
+func (r *Repository) Backup(ctx context.Context, w store.Writer, o BackupOptions) (*Summary, error) {
+	b := &backupRun{r: r, w: w, o: o, run: newRun()}
+	b.o.Progress = o.Progress.orNew()
+	b.o.Trigger = cmp.Or(o.Trigger, "manual")
+	if b.o.Warn == nil {
+		b.o.Warn = func(string, Warning) {}
+	}
+	sources, err := b.open()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, s := range sources {
+			s.Close()
+		}
+	}()
+	started := r.now().UTC()
+	seq, err := b.chooseParent(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.announce(ctx, started); err != nil {
+		return nil, err
+	}
+	// The intent's end must reach the target though the run was interrupted.
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		w.Delete(ctx, runKey(o.Stack, b.run, 0)) // one that stays expires by itself
+	}()
+	b.m = &Manifest{
+		Format: FormatVersion, Repository: r.ID, Stack: o.Stack, Sequence: seq, Run: b.run, Started: started,
+		Origin: o.Origin, Trigger: b.o.Trigger, Version: o.Version, Tags: o.Tags,
+	}
+	if b.parent != nil {
+		b.m.Parent = b.parent.id
+	}
+	for i, s := range b.o.Volumes {
+		if err := b.volume(ctx, s, sources[i]); err != nil {
+			return nil, fmt.Errorf("back up volume %s (%s): %w", s.Name, s.Path, err)
+		}
+	}
+	b.m.Finished = r.now().UTC()
+	id, err := b.commit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &Summary{ID: id, Stack: o.Stack, Sequence: seq, Started: started, Finished: b.m.Finished, Volumes: b.stats}, nil
+}
+
+// open checks what was asked for and opens the volumes, so that a typing error
+// costs nothing.
+func (b *backupRun) open() ([]*tree.Source, error) {
+	if err := CheckName("stack", b.o.Stack); err != nil {
+		return nil, err
+	}
+	if len(b.o.Volumes) == 0 {
+		return nil, fmt.Errorf("%w: no volume named; say --volume NAME=PATH, or mount the volumes below /volumes", ErrUsage)
+	}
+	for _, t := range b.o.Tags {
+		if err := CheckName("tag", t); err != nil {
+			return nil, err
+		}
+	}
+	b.o.Volumes = slices.Clone(b.o.Volumes)
+	slices.SortFunc(b.o.Volumes, func(x, y Source) int { return cmp.Compare(x.Name, y.Name) })
+	for i, s := range b.o.Volumes {
+		if err := CheckName("volume", s.Name); err != nil {
+			return nil, err
+		}
+		if i > 0 && s.Name == b.o.Volumes[i-1].Name {
+			return nil, fmt.Errorf("%w: volume %s is named twice", ErrUsage, s.Name)
+		}
+	}
+	var sources []*tree.Source
+	for _, s := range b.o.Volumes {
+		src, err := tree.OpenSource(s.Path)
+		if err == nil && src.HasMark() {
+			src.Close()
+			err = fmt.Errorf("it holds an unfinished restore; finish that with `backupd restore --force`, or bring back what was there with `backupd restore --undo --volume %s=%s`", s.Name, s.Path)
+		}
+		if err != nil {
+			for _, open := range sources {
+				open.Close()
+			}
+			return nil, fmt.Errorf("back up volume %s: %w", s.Name, err)
+		}
+		sources = append(sources, src)
+	}
+	return sources, nil
+}
+
+// chooseParent finds the latest complete snapshot and the next sequence number.
+func (b *backupRun) chooseParent(ctx context.Context) (seq uint64, err error) {
+	list, err := b.r.List(ctx, b.o.Stack)
+	if err != nil {
+		return 0, err
+	}
+	for _, s := range list {
+		seq = max(seq, s.Sequence)
+	}
+	for i := len(list) - 1; i >= 0; i-- {
+		s := list[i]
+		if s.Err != nil {
+			continue
+		}
+		missing, err := b.r.missing(ctx, s.Manifest)
+		if err != nil {
+			return 0, err
+		}
+		if len(missing) == 0 {
+			b.parent = s.Manifest
+			break
+		}
+	}
+	return seq + 1, nil
+}
+
+// announce writes the intent, and only then makes sure that the parent still
+// is there: prune reads intents before manifests.
+func (b *backupRun) announce(ctx context.Context, now time.Time) error {
+	in := intent{Run: b.run, Started: now, Expires: now.Add(intentLife)}
+	if b.parent != nil {
+		in.Parent = b.parent.id
+	}
+	data, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	if err := b.w.Put(ctx, runKey(b.o.Stack, b.run, 0), append(data, '\n')); err != nil {
+		return fmt.Errorf("announce the backup in %s: %w", b.r.Location(), err)
+	}
+	if b.parent == nil {
+		return nil
+	}
+	_, err = b.w.Stat(ctx, snapshotKey(b.o.Stack, b.parent.Sequence, b.parent.id))
+	if errors.Is(err, store.ErrNotExist) {
+		b.parent = nil // was forgotten in between: take everything
+		return nil
+	}
+	return err
+}
+
+// inFlight is how many packs of a volume may be on their way to the target.
+const inFlight = 2
+
+// volume takes one volume.
+func (b *backupRun) volume(ctx context.Context, s Source, src *tree.Source) (err error) {
+	stack := b.o.Stack
+	exclude, err := parsePatterns(b.o.Exclude, names(b.o.Volumes))
+	if err != nil {
+		return err
+	}
+	put := func(key func(string, string, pack.Name) string, cached bool) func(context.Context, pack.Name, []byte) error {
+		return func(ctx context.Context, n pack.Name, data []byte) error {
+			k := key(stack, s.Name, n)
+			if cached {
+				b.r.cache.put(k, data)
+			}
+			if err := b.w.Put(ctx, k, data); err != nil {
+				return fmt.Errorf("write to %s: %w", b.r.Location(), err)
+			}
+			b.o.Progress.Stored.Add(int64(len(data)))
+			return nil
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	dataPacks := pack.NewWriter(ctx, b.run, inFlight, put(packKey, false))
+	indexPacks := pack.NewWriter(ctx, b.run, inFlight, put(indexKey, true))
+	defer func() {
+		if err != nil {
+			cancel()
+			// The first failure of a put is the cause of all that followed.
+			for _, w := range []*pack.Writer{dataPacks, indexPacks} {
+				if perr := w.Close(); perr != nil && !errors.Is(perr, context.Canceled) {
+					err = perr
+				}
+			}
+		}
+	}()
+	v := &volumeRun{
+		run: b.run, name: s.Name, src: src, trust: src.Trust(), exclude: exclude, pick: b.o.Pick, crossMounts: b.o.CrossMounts,
+		readers: max(2, runtime.GOMAXPROCS(0)), encoders: runtime.GOMAXPROCS(0), buffers: bufferPool(),
+		frames: newFrameStore(dataPacks, pack.NewEncoder(pack.Fast)), pages: newFrameStore(indexPacks, pack.NewEncoder(pack.Dense)),
+		progress: b.o.Progress, expiredIdx: map[pack.Name]bool{},
+		warn: func(w Warning) { b.o.Warn(s.Name, w) },
+	}
+	if forceTrust {
+		v.trust = tree.Settled()
+	}
+	identity, err := src.Identity()
+	if err != nil {
+		return err
+	}
+	parent := b.parentVolume(s.Name)
+	known := &Volume{Name: s.Name}
+	var old *base
+	if parent != nil {
+		known = parent
+		for _, n := range parent.Rewrite.Index {
+			if name, err := pack.ParseName(n); err == nil {
+				v.expiredIdx[name] = true
+			}
+		}
+		b.o.Progress.TotalFiles.Add(int64(parent.Counts.Entries))
+		b.o.Progress.TotalBytes.Add(int64(parent.Counts.Bytes))
+	}
+	v.pg = b.r.pages(stack, known)
+	if parent != nil {
+		trusted := v.trust.Stats && parent.Identity != nil && *parent.Identity == identity && b.parent.Origin == b.o.Origin
+		if old, err = openBase(ctx, parent, v.pg, trusted, nil, v.frames.know); err != nil {
+			return err
+		}
+	}
+	vol, err := v.take(ctx, old)
+	if err != nil {
+		return err
+	}
+	vol.Excludes = b.o.Exclude
+	if v.trust.Stats {
+		vol.Identity = &identity
+	}
+	if err := b.settleVolume(vol, v, known, dataPacks, indexPacks); err != nil {
+		return err
+	}
+	b.stats = append(b.stats, v.summary(vol, dataPacks.Stored()+indexPacks.Stored()))
+	b.m.Volumes = append(b.m.Volumes, *vol)
+	return nil
+}
+
+// settleVolume waits for the volume's packs and lists them in its manifest.
+func (b *backupRun) settleVolume(vol *Volume, v *volumeRun, known *Volume, data, idx *pack.Writer) error {
+	sizes, err := data.Flush()
+	if err != nil {
+		return err
+	}
+	if vol.Packs, vol.Rewrite.Packs, err = settle(v.used, known.Packs, b.run, sizes); err != nil {
+		return err
+	}
+	if sizes, err = idx.Flush(); err != nil {
+		return err
+	}
+	if vol.Index, vol.Rewrite.Index, err = settle(v.usedIdx, known.Index, b.run, sizes); err != nil {
+		return err
+	}
+	keep := map[pack.Name]bool{}
+	for n := range v.usedIdx {
+		keep[n] = true
+	}
+	b.r.cache.retain(b.o.Stack, vol.Name, keep)
+	if err := data.Close(); err != nil {
+		return err
+	}
+	return idx.Close()
+}
+
+func (v *volumeRun) summary(vol *Volume, stored int64) VolumeStats {
+	s := v.stats
+	s.Name, s.Files, s.Bytes = v.name, vol.Counts.Files, vol.Counts.Bytes
+	s.BytesStored = uint64(stored)
+	s.FramesNew = v.frames.newN
+	s.FramesReused += v.frames.reused
+	s.Warnings, s.WarningCount = slices.Clone(vol.Warnings), vol.Counts.Warnings
+	if s.Warnings == nil {
+		s.Warnings = []Warning{}
+	}
+	return s
+}
+
+func (b *backupRun) parentVolume(name string) *Volume {
+	if b.parent == nil || b.o.Pick != nil {
+		return nil
+	}
+	return b.parent.Volume(name)
+}
+
+// commit writes the manifest, and makes sure that what it needs is there and stays.
+func (b *backupRun) commit(ctx context.Context) (string, error) {
+	data, id, err := b.m.encode(pack.NewEncoder(pack.Dense))
+	if err != nil {
+		return "", err
+	}
+	b.m.id = id
+	key := snapshotKey(b.o.Stack, b.m.Sequence, id)
+	if err := b.w.Put(ctx, key, data); err != nil {
+		return "", fmt.Errorf("commit the snapshot in %s: %w", b.r.Location(), err)
+	}
+	withdraw := func(why error) (string, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		if err := b.w.Delete(ctx, key); err != nil {
+			return "", fmt.Errorf("%w; the incomplete snapshot %s could not be withdrawn: %w", why, id, err)
+		}
+		return "", why
+	}
+	condemned, err := b.r.condemned(ctx, b.o.Stack)
+	if err != nil {
+		return withdraw(err)
+	}
+	for _, key := range b.m.objects() {
+		if condemned[key] {
+			return withdraw(fmt.Errorf("commit the snapshot in %s: a prune removes %s, which it needs; run the backup again", b.r.Location(), key))
+		}
+	}
+	missing, err := b.r.missing(ctx, b.m)
+	if err != nil {
+		return withdraw(err)
+	}
+	if len(missing) > 0 {
+		return withdraw(fmt.Errorf("commit the snapshot in %s: %s vanished or has another size than was written (%d objects in all); look after the target, then run the backup again", b.r.Location(), missing[0], len(missing)))
+	}
+	return id, nil
+}
+
+// condemned returns the keys that a prune is about to delete.
+func (r *Repository) condemned(ctx context.Context, stack string) (map[string]bool, error) {
+	all := map[string]bool{}
+	for info, err := range r.store.List(ctx, condemnedPrefix(stack)) {
+		if err != nil {
+			return nil, fmt.Errorf("list what is condemned in %s: %w", r.Location(), err)
+		}
+		data, err := r.store.Get(ctx, info.Key, 0, info.Size)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", info.Key, err)
+		}
+		var list struct {
+			Keys []string `json:"keys"`
+		}
+		if err := json.Unmarshal(data, &list); err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, info.Key, err)
+		}
+		for _, k := range list.Keys {
+			all[k] = true
+		}
+	}
+	return all, nil
+}
+
+// objects returns the keys of all packs that a snapshot needs, sorted.
+func (m *Manifest) objects() []string { return slices.Sorted(maps.Keys(m.sizes())) }
+
+// sizes returns the packs that a snapshot needs, by key, with their sizes in bytes.
+func (m *Manifest) sizes() map[string]int64 {
+	all := map[string]int64{}
+	for i := range m.Volumes {
+		v := &m.Volumes[i]
+		add := func(ranges []PackRange, key func(string, string, pack.Name) string) {
+			for _, r := range ranges {
+				for k, size := range r.Sizes {
+					all[key(m.Stack, v.Name, pack.Name{Run: r.Run, N: r.First + uint32(k)})] = int64(size)
+				}
+			}
+		}
+		add(v.Packs, packKey)
+		add(v.Index, indexKey)
+	}
+	return all
+}
+
+// missing lists the objects that a snapshot needs and that are not on the
+// target, or not of their size: by one listing a volume.
+func (r *Repository) missing(ctx context.Context, m *Manifest) ([]string, error) {
+	want := m.sizes()
+	for i := range m.Volumes {
+		for info, err := range r.store.List(ctx, "stacks/"+m.Stack+"/volumes/"+m.Volumes[i].Name+"/") {
+			if err != nil {
+				return nil, fmt.Errorf("list %s: %w", r.Location(), err)
+			}
+			if size, ok := want[info.Key]; ok && size == info.Size {
+				delete(want, info.Key)
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(want)), nil
+}
+
+func names(sources []Source) []string {
+	var out []string
+	for _, s := range sources {
+		out = append(out, s.Name)
+	}
+	return out
+}
+
+// forceTrust makes runs believe the stats of files that were just written: tests set it.
+var forceTrust bool

@@ -1,0 +1,169 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/disko/backupd/internal/targets/directory"
+	"github.com/disko/backupd/internal/testtree"
+)
+
+// believeStats makes runs trust the stats of trees that were just written.
+func believeStats(t *testing.T) {
+	t.Helper()
+	forceTrust = true
+	t.Cleanup(func() { forceTrust = false })
+}
+
+// world is a volume, a repository in a directory, and a state directory.
+type world struct {
+	t      *testing.T
+	volume string
+	target *directory.Target
+	repo   *Repository
+	root   string
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, root: t.TempDir()}
+	w.volume = filepath.Join(w.root, "volume")
+	target := filepath.Join(w.root, "target")
+	for _, d := range []string{w.volume, target} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	if w.target, err = directory.Open(target); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	return w
+}
+
+func (w *world) open() {
+	w.t.Helper()
+	var err error
+	if w.repo, err = Ensure(context.Background(), w.target, Options{CacheDir: filepath.Join(w.root, "cache")}); err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(w.repo.Close)
+}
+
+func (w *world) backup() *Summary {
+	w.t.Helper()
+	s, err := w.repo.Backup(context.Background(), w.target, BackupOptions{Stack: "shop", Volumes: []Source{{"data", w.volume}}})
+	if err != nil {
+		w.t.Fatalf("backup: %v", err)
+	}
+	return s
+}
+
+// restoreNew restores a snapshot into a new directory and returns it.
+func (w *world) restoreNew(id string) string {
+	w.t.Helper()
+	dir, err := os.MkdirTemp(w.root, "restored-")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	m, err := w.repo.Find(context.Background(), "shop", id)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := w.repo.Restore(context.Background(), m, RestoreOptions{Volume: "data", Path: dir}); err != nil {
+		w.t.Fatalf("restore: %v", err)
+	}
+	return dir
+}
+
+// exportNew unpacks an export with tar and zstd into a new directory.
+func (w *world) exportNew(id string) string {
+	w.t.Helper()
+	dir, err := os.MkdirTemp(w.root, "exported-")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	m, err := w.repo.Find(context.Background(), "shop", id)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := w.repo.Export(context.Background(), m, "data", &out, func(Warning) {}, nil); err != nil {
+		w.t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "-c", "zstd -dc | LC_ALL=C tar -xp --numeric-owner --xattrs --xattrs-include='*' -C "+dir)
+	cmd.Stdin = &out
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		w.t.Fatalf("tar: %v\n%s", err, msg)
+	}
+	return dir
+}
+
+// scriptNew restores a snapshot by restore.sh into a new directory.
+func (w *world) scriptNew(id string) string {
+	w.t.Helper()
+	dir, err := os.MkdirTemp(w.root, "scripted-")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	cmd := exec.Command("sh", filepath.Join(w.target.Location(), "restore.sh"), id, "shop", "data", dir)
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		w.t.Fatalf("restore.sh: %v\n%s", err, msg)
+	}
+	return dir
+}
+
+func (w *world) verify() {
+	w.t.Helper()
+	list, err := w.repo.List(context.Background(), "")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	v, err := w.repo.Verify(context.Background(), list, true, nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, d := range v.Damage {
+		w.t.Errorf("verify: %s", d)
+	}
+}
+
+func TestSnapshotsOfAChangingTreeRestoreIdentically(t *testing.T) {
+	believeStats(t)
+	for seed := range uint64(4) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			w := newWorld(t)
+			testtree.Random(t, w.volume, seed, testtree.RandomOptions{Files: 150})
+			var ids []string
+			var states []string
+			for step := range 6 {
+				if step > 0 {
+					for k := range uint64(3) {
+						for _, line := range testtree.Mutate(t, w.volume, seed*100+uint64(step)*10+k) {
+							t.Log(step, line)
+						}
+					}
+				}
+				s := w.backup()
+				state := filepath.Join(w.root, fmt.Sprint("state", step))
+				testtree.Clone(t, w.volume, state)
+				ids, states = append(ids, s.ID), append(states, state)
+				for i := range ids {
+					testtree.Compare(t, states[i], w.restoreNew(ids[i]), testtree.Options{})
+					testtree.Compare(t, states[i], w.exportNew(ids[i]), testtree.Options{})
+					testtree.Compare(t, states[i], w.scriptNew(ids[i]), testtree.Options{})
+				}
+				if t.Failed() {
+					t.Fatalf("after step %d", step)
+				}
+			}
+			w.verify()
+		})
+	}
+}

@@ -1,0 +1,379 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/disko/backupd/internal/snapshot/index"
+	"github.com/disko/backupd/internal/snapshot/pack"
+	"github.com/disko/backupd/internal/snapshot/tarstream"
+)
+
+// fileSink takes the content of one file. Its calls may come from several
+// goroutines, and out of order; Done comes last.
+type fileSink interface {
+	// Write takes bytes of the file's data: those at off of its extents, one
+	// behind the other.
+	Write(p []byte, off int64) error
+	// Done ends the file; Abort drops it, after an error.
+	Done() error
+	Abort()
+}
+
+// openSink begins a file; a nil fileSink passes over it. Called from several goroutines.
+type openSink func(e *index.Entry, h *tarstream.Header) (fileSink, error)
+
+// window is how many entries are put in the order of their slots at a time.
+// Changed files lie in late groups, scattered over the paths: in windows, each
+// group is decoded once a window and not once a file.
+const window = 32 << 10
+
+// files hands the content of the files section to sinks, in parallel. want
+// chooses entries; nil means all.
+func (v *volumeReader) files(ctx context.Context, want func(e *index.Entry) bool, open openSink) error {
+	cur, err := index.NewCursor(ctx, v.pg, v.vol.Files, nil)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, runtime.GOMAXPROCS(0)))
+	w := &fileReader{v: v, g: g, ctx: ctx, open: open}
+	err = w.windows(cur, want)
+	if gerr := g.Wait(); gerr != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		err = gerr
+	}
+	return err
+}
+
+type fileReader struct {
+	v    *volumeReader
+	g    *errgroup.Group
+	ctx  context.Context
+	open openSink
+}
+
+func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) error {
+	var entries []index.Entry
+	for more := true; more; {
+		entries = entries[:0]
+		for len(entries) < window {
+			ok, err := cur.Next()
+			if err != nil {
+				return err
+			}
+			if !ok {
+				more = false
+				break
+			}
+			if cur.Entry.Kind != index.File {
+				return fmt.Errorf("%w: index has %q, a %s, among the files", ErrDamaged, cur.Entry.Path, cur.Entry.Kind)
+			}
+			if want == nil || want(&cur.Entry) {
+				entries = append(entries, cur.Entry)
+			}
+		}
+		slices.SortFunc(entries, func(a, b index.Entry) int {
+			if a.Slot != b.Slot {
+				if a.Slot < b.Slot {
+					return -1
+				}
+				return 1
+			}
+			return int(int64(a.Off) - int64(b.Off))
+		})
+		if err := w.slots(slices.Clone(entries)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// slots goes through sorted entries and the frame table side by side.
+func (w *fileReader) slots(entries []index.Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	cur, err := index.SeekFrames(w.ctx, w.v.pg, w.v.vol.Frames, entries[0].Slot)
+	if err != nil {
+		return err
+	}
+	b := &batch{}
+	ok, err := cur.Next()
+	for len(entries) > 0 {
+		if err != nil {
+			return err
+		}
+		slot := entries[0].Slot
+		if ok && cur.Frame.Slot < slot {
+			if slot-cur.Frame.Slot > 4096 { // far away: by the upper pages
+				if cur, err = index.SeekFrames(w.ctx, w.v.pg, w.v.vol.Frames, slot); err != nil {
+					return err
+				}
+			}
+			ok, err = cur.Next()
+			continue
+		}
+		if !ok || cur.Frame.Slot != slot {
+			return fmt.Errorf("%w: %q is in slot %d, which the frame table does not have", ErrDamaged, entries[0].Path, slot)
+		}
+		n := 1
+		for n < len(entries) && entries[n].Slot == slot {
+			n++
+		}
+		members := entries[:n]
+		entries = entries[n:]
+		if cur.Frame.Members == 0 {
+			if len(members) > 1 {
+				return fmt.Errorf("%w: %q and %q are in one slot, which is a large file's", ErrDamaged, members[0].Path, members[1].Path)
+			}
+			if ok, err = w.large(&members[0], cur); err != nil {
+				return err
+			}
+			continue
+		}
+		var refs []pack.Ref
+		for ok && err == nil && cur.Frame.Slot == slot {
+			if len(refs) > 0 && cur.Frame.Members > 0 {
+				return fmt.Errorf("%w: frame table has slot %d twice", ErrDamaged, slot)
+			}
+			if len(refs)*pack.MaxFrame > maxTar {
+				return fmt.Errorf("%w: group in slot %d has too many frames", ErrDamaged, slot)
+			}
+			refs = append(refs, cur.Frame.Ref)
+			ok, err = cur.Next()
+		}
+		if err != nil {
+			return err
+		}
+		if !b.takes(refs) {
+			w.send(b)
+			b = &batch{}
+		}
+		b.add(refs, members)
+	}
+	w.send(b)
+	return w.ctx.Err()
+}
+
+// batch is groups whose frames lie one behind the other: one read.
+type batch struct {
+	refs   []pack.Ref
+	groups []groupJob
+	size   uint32
+}
+
+type groupJob struct {
+	frames  int
+	members []index.Entry
+}
+
+func (b *batch) takes(refs []pack.Ref) bool {
+	if len(b.refs) == 0 {
+		return true
+	}
+	last := b.refs[len(b.refs)-1]
+	return refs[0].Pack == last.Pack && refs[0].Off == last.Off+last.Len && b.size+refs[0].Len <= maxFetch/4
+}
+
+func (b *batch) add(refs []pack.Ref, members []index.Entry) {
+	b.refs = append(b.refs, refs...)
+	for _, r := range refs {
+		b.size += r.Len
+	}
+	b.groups = append(b.groups, groupJob{len(refs), members})
+}
+
+func (w *fileReader) send(b *batch) {
+	if len(b.refs) == 0 {
+		return
+	}
+	w.g.Go(func() error {
+		var group []byte
+		job, left := -1, 0
+		for _, run := range runs(b.refs) {
+			err := w.v.fetch(w.ctx, run, func(_ int, raw []byte) error {
+				if left == 0 {
+					job++
+					left = b.groups[job].frames
+					group = group[:0]
+				}
+				left--
+				if left > 0 || len(group) > 0 {
+					group = append(group, raw...)
+					raw = group
+				}
+				if left > 0 {
+					return nil
+				}
+				return w.group(raw, b.groups[job].members)
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// group hands the members of a decoded group to their sinks.
+func (w *fileReader) group(raw []byte, members []index.Entry) error {
+	for i := range members {
+		e := &members[i]
+		if int64(e.Off) >= int64(len(raw)) {
+			return fmt.Errorf("%w: %q lies at %d of a group of %d bytes", ErrDamaged, e.Path, e.Off, len(raw))
+		}
+		h, n, err := tarstream.Parse(raw[e.Off:])
+		if err != nil {
+			return fmt.Errorf("%w: header of %q: %w", ErrDamaged, e.Path, err)
+		}
+		if err := fits(e, &h); err != nil {
+			return err
+		}
+		data := raw[int(e.Off)+n:]
+		if h.DataSize() > int64(len(data)) {
+			return fmt.Errorf("%w: content of %q goes beyond its group", ErrDamaged, e.Path)
+		}
+		s, err := w.open(e, &h)
+		if err != nil {
+			return err
+		}
+		if s == nil {
+			continue
+		}
+		if err := s.Write(data[:h.DataSize()], 0); err != nil {
+			s.Abort()
+			return err
+		}
+		if err := s.Done(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// large hands one large file to its sink, piece by piece, in parallel. It
+// leaves the cursor behind the file's frames.
+func (w *fileReader) large(e *index.Entry, cur *index.FrameCursor) (more bool, err error) {
+	slot := e.Slot
+	var raw []byte
+	var h tarstream.Header
+	// The header is in the first frame; a long one goes on in the next.
+	for more = true; more && cur.Frame.Slot == slot; {
+		if err := w.v.fetch(w.ctx, []pack.Ref{cur.Frame.Ref}, func(_ int, b []byte) error { raw = append(raw, b...); return nil }); err != nil {
+			return false, err
+		}
+		if more, err = cur.Next(); err != nil {
+			return false, err
+		}
+		var n int
+		h, n, err = tarstream.Parse(raw)
+		if err == nil && n != len(raw) {
+			err = errors.New("bytes behind it")
+		}
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, tarstream.ErrShort) || !more || cur.Frame.Slot != slot {
+			return false, fmt.Errorf("%w: header of %q: %w", ErrDamaged, e.Path, err)
+		}
+	}
+	if err := fits(e, &h); err != nil {
+		return false, err
+	}
+	s, err := w.open(e, &h)
+	if err != nil {
+		return false, err
+	}
+	if s == nil {
+		for more && err == nil && cur.Frame.Slot == slot {
+			more, err = cur.Next()
+		}
+		return more, err
+	}
+	f := &largeFile{sink: s, size: h.DataSize()}
+	f.pending.Store(1)
+	var refs []pack.Ref
+	off, start, size := int64(0), int64(0), uint32(0)
+	flush := func() {
+		if len(refs) == 0 {
+			return
+		}
+		part, at := refs, start
+		refs, start, size = nil, off, 0
+		f.pending.Add(1)
+		w.g.Go(func() error {
+			for _, run := range runs(part) {
+				err := w.v.fetch(w.ctx, run, func(_ int, b []byte) error {
+					err := f.write(b, at)
+					at += int64(len(b))
+					return err
+				})
+				if err != nil {
+					f.fail()
+					return errors.Join(err, f.release())
+				}
+			}
+			return f.release()
+		})
+	}
+	for more && err == nil && cur.Frame.Slot == slot {
+		refs = append(refs, cur.Frame.Ref)
+		off += int64(cur.Frame.Raw)
+		if size += cur.Frame.Len; size >= maxFetch/2 || len(refs) >= 16 {
+			flush()
+		}
+		more, err = cur.Next()
+	}
+	flush()
+	if want := h.DataSize() + int64(tarstream.Padding(h.DataSize())); err == nil && off != want {
+		err = fmt.Errorf("%w: %q has %d bytes in its frames instead of %d", ErrDamaged, e.Path, off, want)
+	}
+	if err != nil {
+		f.fail()
+	}
+	if rerr := f.release(); err == nil {
+		err = rerr
+	}
+	return more, err
+}
+
+// largeFile counts the pieces of a large file that are under way.
+type largeFile struct {
+	sink    fileSink
+	size    int64
+	pending atomic.Int32
+	failed  atomic.Bool
+	once    sync.Once
+}
+
+func (f *largeFile) fail() { f.failed.Store(true) }
+
+// write passes a piece on, without the padding behind the content.
+func (f *largeFile) write(p []byte, off int64) error {
+	if off >= f.size || f.failed.Load() {
+		return nil
+	}
+	return f.sink.Write(p[:min(int64(len(p)), f.size-off)], off)
+}
+
+// release ends the file when its last piece is done.
+func (f *largeFile) release() (err error) {
+	if f.pending.Add(-1) > 0 {
+		return nil
+	}
+	f.once.Do(func() {
+		if f.failed.Load() {
+			f.sink.Abort()
+			return
+		}
+		err = f.sink.Done()
+	})
+	return err
+}

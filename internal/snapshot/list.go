@@ -1,0 +1,177 @@
+package snapshot
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/disko/backupd/internal/store"
+)
+
+// Listed is a snapshot in a listing: its manifest, or why it cannot be read.
+type Listed struct {
+	Stack    string
+	Sequence uint64
+	ID       string
+	Manifest *Manifest
+	Err      error
+}
+
+// ID is the snapshot's id: 32 hex digits.
+func (m *Manifest) ID() string { return m.id }
+
+// List returns the snapshots of a stack, or of all where stack is empty, by
+// stack, sequence and id. One that cannot be read is listed with its error.
+func (r *Repository) List(ctx context.Context, stack string) ([]Listed, error) {
+	prefix := "stacks/"
+	if stack != "" {
+		if err := CheckName("stack", stack); err != nil {
+			return nil, err
+		}
+		prefix = snapshotsPrefix(stack)
+	}
+	var list []Listed
+	for info, err := range r.store.List(ctx, prefix) {
+		if err != nil {
+			return nil, fmt.Errorf("list snapshots in %s: %w", r.Location(), err)
+		}
+		stack, seq, id, ok := splitSnapshotKey(info.Key)
+		if !ok {
+			continue
+		}
+		l := Listed{Stack: stack, Sequence: seq, ID: id}
+		l.Manifest, l.Err = r.readManifest(ctx, info, l)
+		if errors.Is(l.Err, store.ErrNotExist) {
+			continue // forgotten since it was listed
+		}
+		if l.Err != nil && ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		list = append(list, l)
+	}
+	slices.SortFunc(list, func(a, b Listed) int {
+		return cmp.Or(cmp.Compare(a.Stack, b.Stack), cmp.Compare(a.Sequence, b.Sequence), cmp.Compare(a.ID, b.ID))
+	})
+	return list, nil
+}
+
+// readManifest reads a manifest and makes sure that it is the one its key says.
+func (r *Repository) readManifest(ctx context.Context, info store.Info, l Listed) (*Manifest, error) {
+	if info.Size > maxManifest {
+		return nil, fmt.Errorf("%w: manifest %s has %d bytes", ErrDamaged, info.Key, info.Size)
+	}
+	data, err := r.store.Get(ctx, info.Key, 0, info.Size)
+	if err != nil {
+		return nil, fmt.Errorf("read manifest %s: %w", info.Key, err)
+	}
+	m, id, err := parseManifest(data)
+	if err != nil {
+		return nil, fmt.Errorf("read manifest %s: %w", info.Key, err)
+	}
+	if id != l.ID || m.Stack != l.Stack || m.Sequence != l.Sequence || m.Repository != r.ID {
+		return nil, fmt.Errorf("%w: manifest %s belongs elsewhere: to snapshot %s, number %d of stack %s in repository %s", ErrDamaged, info.Key, id, m.Sequence, m.Stack, m.Repository)
+	}
+	m.id = id
+	return m, nil
+}
+
+// Find returns the snapshot that name means: "latest" or "" (the highest
+// sequence that is complete), an id or the beginning of one, or a tag (the
+// latest that bears it). An empty stack searches all, but for latest there must then be one only.
+func (r *Repository) Find(ctx context.Context, stack, name string) (*Manifest, error) {
+	list, err := r.List(ctx, stack)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) == 0 {
+		if stack != "" {
+			return nil, fmt.Errorf("%w: stack %s has none in %s%s", ErrNoSnapshot, stack, r.Location(), r.stacksHint(ctx))
+		}
+		return nil, fmt.Errorf("%w: there is none in %s yet; `backupd backup` takes one", ErrNoSnapshot, r.Location())
+	}
+	if name == "" || name == "latest" {
+		return r.latest(ctx, list, func(*Manifest) bool { return true }, "latest")
+	}
+	var hits []Listed
+	for _, l := range list {
+		if strings.HasPrefix(l.ID, name) {
+			hits = append(hits, l)
+		}
+	}
+	switch {
+	case len(hits) == 1:
+		return hits[0].Manifest, hits[0].Err
+	case len(hits) > 1:
+		var ids []string
+		for _, h := range hits {
+			ids = append(ids, h.ID[:min(len(h.ID), max(8, len(name)+2))])
+		}
+		return nil, fmt.Errorf("%w: %q is the beginning of %d snapshots: %s; give more of the id", ErrAmbiguous, name, len(hits), strings.Join(ids, ", "))
+	}
+	m, err := r.latest(ctx, list, func(m *Manifest) bool { return slices.Contains(m.Tags, name) }, name)
+	if errors.Is(err, ErrNoSnapshot) {
+		return nil, fmt.Errorf("%w: no id begins with %q and no tag is %q in %s; `backupd snapshots` lists what there is", ErrNoSnapshot, name, name, r.Location())
+	}
+	return m, err
+}
+
+// latest returns the last complete snapshot of the list that fits.
+func (r *Repository) latest(ctx context.Context, list []Listed, fits func(*Manifest) bool, name string) (*Manifest, error) {
+	var last *Manifest
+	var bad error
+	for i := len(list) - 1; i >= 0; i-- {
+		l := list[i]
+		if l.Err != nil {
+			bad = cmp.Or(bad, l.Err)
+			continue
+		}
+		if !fits(l.Manifest) {
+			continue
+		}
+		if last != nil {
+			if last.Stack != l.Stack {
+				return nil, fmt.Errorf("%w: %q is of several stacks, %s and %s; say which with --stack", ErrAmbiguous, name, l.Stack, last.Stack)
+			}
+			continue
+		}
+		missing, err := r.missing(ctx, l.Manifest)
+		if err != nil {
+			return nil, err
+		}
+		if len(missing) > 0 {
+			bad = cmp.Or(bad, fmt.Errorf("%w: snapshot %.8s is incomplete: %s is missing or cut", ErrDamaged, l.ID, missing[0]))
+			continue
+		}
+		last = l.Manifest
+	}
+	if last == nil && bad != nil {
+		return nil, bad
+	}
+	if last == nil {
+		return nil, ErrNoSnapshot
+	}
+	return last, nil
+}
+
+// stacksHint names the stacks that there are, for an error about one there is not.
+func (r *Repository) stacksHint(ctx context.Context) string {
+	seen := map[string]bool{}
+	var stacks []string
+	for info, err := range r.store.List(ctx, "stacks/") {
+		if err != nil {
+			return ""
+		}
+		if s, _, _, ok := splitSnapshotKey(info.Key); ok && !seen[s] {
+			seen[s] = true
+			stacks = append(stacks, s)
+		}
+	}
+	if len(stacks) == 0 {
+		return "; it has no snapshots of any stack yet"
+	}
+	slices.Sort(stacks)
+	return "; it has those of " + strings.Join(stacks[:min(len(stacks), 10)], ", ")
+}

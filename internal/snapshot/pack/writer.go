@@ -1,0 +1,261 @@
+package pack
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// TargetSize is when a pack is closed: large enough that a target's
+	// latency does not count, small enough to be held in memory.
+	TargetSize = 16 << 20
+	// MaxSize is the most a pack may hold, its table included.
+	MaxSize = TargetSize + maxEncoded + tableMax
+	// tableMax bounds the table: 110 bytes a line, frames of 100 bytes or more.
+	tableMax = 24 << 20
+	// maxFrames in one pack keeps the table bounded where frames are tiny.
+	maxFrames = 64 << 10
+	// skippable is the magic number of the table's zstd skippable frame (RFC 8878, 3.1.2).
+	skippable = 0x184D2A50
+	// frameEmpty says how small an empty frame is at the least: magic, header, block, checksum.
+	frameEmpty = 13
+)
+
+// TableEntry is one frame in a pack's table.
+type TableEntry struct {
+	ID  string `json:"id"`
+	Len uint32 `json:"len"`
+	Raw uint32 `json:"raw"`
+}
+
+// Writer gathers frames into packs and hands each full pack to put, several
+// at once. Its memory is bounded by the number of packs under way. Safe for
+// concurrent use.
+type Writer struct {
+	run  string
+	put  func(ctx context.Context, name Name, data []byte) error
+	ctx  context.Context // of the uploads' group; ends at the first failure
+	g    *errgroup.Group
+	free chan []byte // buffers of packs that were put; its capacity bounds them
+
+	mu     sync.Mutex
+	buf    []byte
+	table  []TableEntry
+	sizes  []uint32
+	stored int64
+}
+
+// NewWriter returns a Writer whose packs are named after run. At most
+// inFlight packs are being put at a time, beside the one that grows. put must
+// not keep data.
+func NewWriter(ctx context.Context, run string, inFlight int, put func(ctx context.Context, name Name, data []byte) error) *Writer {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(inFlight)
+	w := &Writer{run: run, put: put, ctx: ctx, g: g, free: make(chan []byte, inFlight+1)}
+	for range inFlight + 1 {
+		w.free <- nil
+	}
+	return w
+}
+
+// Add stores an encoded frame and says where it will be. The frame is durable
+// after Flush, not before.
+func (w *Writer) Add(id ID, raw int, frame []byte) (Ref, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.buf) > 0 && (len(w.buf)+len(frame) > TargetSize || len(w.table) >= maxFrames) {
+		w.seal()
+	}
+	if w.buf == nil {
+		select {
+		case b := <-w.free:
+			w.buf = b[:0]
+		case <-w.ctx.Done():
+		}
+	}
+	if err := context.Cause(w.ctx); err != nil {
+		return Ref{}, err
+	}
+	ref := Ref{ID: id, Pack: Name{w.run, uint32(len(w.sizes))}, Off: uint32(len(w.buf)), Len: uint32(len(frame)), Raw: uint32(raw)}
+	w.buf = append(w.buf, frame...)
+	w.table = append(w.table, TableEntry{id.String(), ref.Len, ref.Raw})
+	return ref, nil
+}
+
+// seal closes the growing pack and puts it in the background.
+func (w *Writer) seal() {
+	name := Name{w.run, uint32(len(w.sizes))}
+	data := appendTable(w.buf, w.table)
+	w.sizes = append(w.sizes, uint32(len(data)))
+	w.stored += int64(len(data))
+	w.buf, w.table = nil, w.table[:0]
+	w.g.Go(func() error {
+		defer func() { w.free <- data }()
+		if err := w.ctx.Err(); err != nil {
+			return context.Cause(w.ctx)
+		}
+		return w.put(w.ctx, name, data)
+	})
+}
+
+// Flush puts what is left, waits for every pack, and returns the packs' sizes
+// in bytes, by their number. The Writer may be used further unless it failed.
+func (w *Writer) Flush() (sizes []uint32, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.buf) > 0 {
+		w.seal()
+	}
+	// Every buffer is back when every pack was put.
+	bufs := make([][]byte, cap(w.free))
+	for i := range bufs {
+		bufs[i] = <-w.free
+	}
+	for _, b := range bufs {
+		w.free <- b
+	}
+	if w.ctx.Err() != nil {
+		return nil, context.Cause(w.ctx)
+	}
+	return w.sizes, nil
+}
+
+// Close flushes, and ends the Writer's goroutines.
+func (w *Writer) Close() error {
+	_, ferr := w.Flush()
+	if err := w.g.Wait(); err != nil {
+		return err // the first failure, rather than the cancellation it caused
+	}
+	return ferr
+}
+
+// Stored is how many bytes were put or are being put.
+func (w *Writer) Stored() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stored
+}
+
+func appendTable(buf []byte, table []TableEntry) []byte {
+	start := len(buf)
+	buf = binary.LittleEndian.AppendUint32(buf, skippable)
+	buf = binary.LittleEndian.AppendUint32(buf, 0)
+	for _, e := range table {
+		buf = fmt.Appendf(buf, `{"id":"%s","len":%d,"raw":%d}`+"\n", e.ID, e.Len, e.Raw)
+	}
+	binary.LittleEndian.PutUint32(buf[start+4:], uint32(len(buf)-start-8))
+	return buf
+}
+
+// Parse splits a whole pack into references to its frames, checking that
+// table and frames cover every byte of it. It does not decode them.
+func Parse(name Name, data []byte) ([]Ref, error) {
+	damaged := func(what string) error { return fmt.Errorf("%w: pack %s: %s", ErrCorrupt, name, what) }
+	// The frames' lengths are known from the table only, and the table's place
+	// from the frames only: zstd frame sizes are found by walking their blocks.
+	pos := 0
+	for {
+		if len(data)-pos < 8 {
+			return nil, damaged("ends before its table")
+		}
+		if binary.LittleEndian.Uint32(data[pos:]) == skippable {
+			break
+		}
+		n := frameLen(data[pos:])
+		if n <= 0 {
+			return nil, damaged(fmt.Sprintf("no zstd frame at byte %d", pos))
+		}
+		pos += n
+	}
+	body := data[pos+8:]
+	if uint64(binary.LittleEndian.Uint32(data[pos+4:])) != uint64(len(body)) {
+		return nil, damaged("length of its table")
+	}
+	var refs []Ref
+	off := 0
+	lines := bufio.NewScanner(bytes.NewReader(body))
+	for lines.Scan() {
+		var e TableEntry
+		dec := json.NewDecoder(bytes.NewReader(lines.Bytes()))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&e); err != nil {
+			return nil, damaged("its table: " + err.Error())
+		}
+		ref := Ref{Pack: name, Off: uint32(off), Len: e.Len, Raw: e.Raw}
+		if n, err := hex.Decode(ref.ID[:], []byte(e.ID)); err != nil || n != len(ref.ID) || len(e.ID) != 2*len(ref.ID) {
+			return nil, damaged("its table: bad id")
+		}
+		if err := ref.Check(); err != nil {
+			return nil, err
+		}
+		if off+int(e.Len) > pos || frameLen(data[off:pos]) != int(e.Len) {
+			return nil, damaged("its table does not fit its frames")
+		}
+		refs = append(refs, ref)
+		off += int(e.Len)
+	}
+	if lines.Err() != nil || off != pos {
+		return nil, damaged("its table does not cover its frames")
+	}
+	return refs, nil
+}
+
+// frameLen returns the length of the zstd frame at the start of data, or 0
+// where there is none (RFC 8878, 3.1.1).
+func frameLen(data []byte) int {
+	if len(data) < frameEmpty-4 || binary.LittleEndian.Uint32(data) != 0xFD2FB528 {
+		return 0
+	}
+	fhd := data[4]
+	pos := 5
+	single := fhd&0x20 != 0
+	if !single {
+		pos++
+	}
+	pos += [4]int{0, 1, 2, 4}[fhd&3]
+	switch fhd >> 6 {
+	case 0:
+		if single {
+			pos++
+		}
+	case 1:
+		pos += 2
+	case 2:
+		pos += 4
+	case 3:
+		pos += 8
+	}
+	for {
+		if pos+3 > len(data) {
+			return 0
+		}
+		h := uint32(data[pos]) | uint32(data[pos+1])<<8 | uint32(data[pos+2])<<16
+		pos += 3
+		size := int(h >> 3)
+		switch h >> 1 & 3 {
+		case 1:
+			size = 1 // a run of one byte
+		case 3:
+			return 0
+		}
+		pos += size
+		if h&1 != 0 {
+			break
+		}
+	}
+	if fhd&4 != 0 {
+		pos += 4
+	}
+	if pos > len(data) {
+		return 0
+	}
+	return pos
+}

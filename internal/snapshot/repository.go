@@ -1,0 +1,198 @@
+// Package snapshot is backupd's engine: it takes, lists, restores, exports,
+// compares and verifies snapshots of trees of files on a target.
+//
+// Invariants: nothing on a target is ever overwritten; a snapshot exists if
+// and only if its manifest does, and that is written after all it needs; what
+// is read from a target is not believed before its checksum was computed.
+//
+// The package knows neither Docker, nor any kind of target, nor configuration.
+package snapshot
+
+import (
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/disko/backupd/internal/snapshot/pack"
+	"github.com/disko/backupd/internal/store"
+)
+
+// Keys of a repository's own objects.
+const (
+	markerKey        = "backupd.json"
+	restoreScriptKey = "restore.sh"
+	restoreNotesKey  = "RESTORE.md"
+)
+
+//go:embed restore.sh
+var restoreScript []byte
+
+//go:embed RESTORE.md
+var restoreNotes []byte
+
+// marker is the object that says what a target is.
+type marker struct {
+	Format  int       `json:"format"`
+	ID      string    `json:"id"`
+	Created time.Time `json:"created"`
+}
+
+// Repository is a target that holds snapshots.
+type Repository struct {
+	ID    string
+	store store.Reader
+	cache *cache
+	now   func() time.Time
+}
+
+// Options are a repository's settings on this machine.
+type Options struct {
+	// CacheDir keeps copies of indexes; empty for none. It may be lost at any time.
+	CacheDir string
+	// Now is the clock; time.Now where nil.
+	Now func() time.Time
+}
+
+// Open opens the repository on a target. ErrNoRepository where the target is
+// empty, ErrForeign where it holds something else.
+func Open(ctx context.Context, st store.Reader, o Options) (*Repository, error) {
+	data, err := st.Get(ctx, markerKey, 0, -1)
+	if errors.Is(err, store.ErrNotExist) {
+		return nil, notRepository(ctx, st)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", st.Location(), err)
+	}
+	var version struct {
+		Format int `json:"format"`
+	}
+	if json.Unmarshal(data, &version) == nil && version.Format > FormatVersion {
+		return nil, fmt.Errorf("open %s: %w", st.Location(), &NewerFormatError{What: "the repository", Format: version.Format})
+	}
+	var m marker
+	if err := strictJSON(data, &m); err != nil || !validID(m.ID) || m.Format != FormatVersion {
+		return nil, fmt.Errorf("open %s: %w: its marker %s cannot be read; restore that file from another copy of the repository, or see RESTORE.md", st.Location(), ErrDamaged, markerKey)
+	}
+	return newRepository(st, m.ID, o), nil
+}
+
+func newRepository(st store.Reader, id string, o Options) *Repository {
+	return &Repository{ID: id, store: st, now: clock(o.Now), cache: newCache(o.CacheDir, id)}
+}
+
+// Close closes the cache's files.
+func (r *Repository) Close() { r.cache.close() }
+
+// Location is where the repository is, for messages.
+func (r *Repository) Location() string { return r.store.Location() }
+
+// notRepository tells an empty target from somebody else's.
+func notRepository(ctx context.Context, st store.Lister) error {
+	loc := st.(interface{ Location() string }).Location()
+	for info, err := range st.List(ctx, "") {
+		if err != nil {
+			return fmt.Errorf("open %s: %w", loc, err)
+		}
+		return fmt.Errorf("%w: %s holds other data (%s) and no %s; nothing was written there: name an empty directory, or one that backupd made", ErrForeign, loc, info.Key, markerKey)
+	}
+	return fmt.Errorf("%w in %s: the first `backupd backup` to it creates one", ErrNoRepository, loc)
+}
+
+// Ensure opens the repository on a target, and creates it where the target is empty.
+func Ensure(ctx context.Context, st store.Writer, o Options) (*Repository, error) {
+	r, err := Open(ctx, st, o)
+	if errors.Is(err, ErrNoRepository) {
+		if r, err = create(ctx, st, o); err != nil {
+			return nil, err
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	// What restores without backupd lies beside the data. A run that was
+	// killed after the marker leaves this to the next.
+	for key, data := range map[string][]byte{restoreScriptKey: restoreScript, restoreNotesKey: restoreNotes} {
+		if _, err := st.Stat(ctx, key); err == nil {
+			continue
+		} else if !errors.Is(err, store.ErrNotExist) {
+			return nil, fmt.Errorf("open %s: %w", st.Location(), err)
+		}
+		if err := st.Put(ctx, key, data); err != nil && !errors.Is(err, store.ErrExist) {
+			return nil, fmt.Errorf("create repository in %s: %w", st.Location(), err)
+		}
+	}
+	return r, nil
+}
+
+func create(ctx context.Context, st store.Writer, o Options) (*Repository, error) {
+	m := marker{Format: FormatVersion, ID: randomID(), Created: clock(o.Now)().UTC().Truncate(time.Second)}
+	data, err := json.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	err = st.Put(ctx, markerKey, append(data, '\n'))
+	if errors.Is(err, store.ErrExist) {
+		// Another first backup was faster: join its repository.
+		return Open(ctx, st, o)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create repository in %s: %w", st.Location(), err)
+	}
+	return newRepository(st, m.ID, o), nil
+}
+
+func randomID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+func newRun() string { return randomID()[:16] }
+
+func validID(s string) bool {
+	return len(s) == 32 && pack.ValidRun(s[:16]) && pack.ValidRun(s[16:])
+}
+
+// Keys of a stack's objects. Names were checked by CheckName.
+
+func snapshotsPrefix(stack string) string { return "stacks/" + stack + "/snapshots/" }
+
+func snapshotKey(stack string, seq uint64, id string) string {
+	return fmt.Sprintf("%s%08d-%s", snapshotsPrefix(stack), seq, id)
+}
+
+func packKey(stack, volume string, n pack.Name) string {
+	return "stacks/" + stack + "/volumes/" + volume + "/packs/" + n.String()
+}
+
+func indexKey(stack, volume string, n pack.Name) string {
+	return "stacks/" + stack + "/volumes/" + volume + "/index/" + n.String()
+}
+
+func runKey(stack, run string, k int) string {
+	return fmt.Sprintf("stacks/%s/runs/%s.%d", stack, run, k)
+}
+
+func condemnedPrefix(stack string) string { return "stacks/" + stack + "/condemned/" }
+
+// splitSnapshotKey reads stack, sequence and id out of a manifest's key.
+func splitSnapshotKey(key string) (stack string, seq uint64, id string, ok bool) {
+	parts := strings.Split(key, "/")
+	if len(parts) != 4 || parts[0] != "stacks" || parts[2] != "snapshots" {
+		return "", 0, "", false
+	}
+	num, id, ok := strings.Cut(parts[3], "-")
+	if !ok || !validID(id) || CheckName("stack", parts[1]) != nil {
+		return "", 0, "", false
+	}
+	if _, err := fmt.Sscanf(num, "%d", &seq); err != nil || snapshotKey(parts[1], seq, id) != key {
+		return "", 0, "", false
+	}
+	return parts[1], seq, id, true
+}

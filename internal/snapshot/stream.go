@@ -1,0 +1,305 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+	"sync"
+	"sync/atomic"
+
+	chunkers "github.com/PlakarKorp/go-cdc-chunkers"
+	_ "github.com/PlakarKorp/go-cdc-chunkers/chunkers/fastcdc" // registers the algorithm with the library
+	"golang.org/x/sync/errgroup"
+
+	"github.com/disko/backupd/internal/snapshot/index"
+	"github.com/disko/backupd/internal/snapshot/pack"
+	"github.com/disko/backupd/internal/snapshot/tarstream"
+)
+
+const (
+	// smallMax is the largest file that goes into a group, in bytes.
+	smallMax = 256 << 10
+	// groupTarget is T of the format: about how many bytes a group has. It has
+	// at least a quarter of it and at most four times as much.
+	groupTarget = 256 << 10
+	groupMin    = groupTarget / 4
+	groupMax    = groupTarget * 4
+	// Sizes of a large file's chunks, in bytes.
+	chunkMin, chunkAvg, chunkMax = 256 << 10, 1 << 20, pack.MaxFrame - 512
+)
+
+// lastOfGroup says whether a group ends after a file: a property of its path
+// and size alone, so that boundaries stay where they are when others change.
+// It is true with probability weight/groupTarget.
+func lastOfGroup(hash uint64, weight int) bool {
+	if weight >= groupTarget {
+		return true
+	}
+	limit, _ := bits.Div64(uint64(weight), 0, groupTarget) // 2^64 x weight / T
+	return hash < limit
+}
+
+// stream writes the files section of a volume's stream: it cuts it into slots
+// and frames, and encodes these in the background.
+type stream struct {
+	v      *volumeRun
+	g      *errgroup.Group // encoders
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	tail   *index.Leaves
+	next   uint64 // slot
+	queue  []*slotJob
+	group  *slotJob
+	bufs   chan *[]byte // memory of groups and chunks under way; its capacity bounds them
+	used   usage
+	last   uint64 // hash of the tail's last line
+}
+
+// slotJob is a slot on its way.
+type slotJob struct {
+	slot      uint64
+	raw       *[]byte // of an open group
+	members   uint32
+	abandoned bool // its file could not be read to the end
+
+	pending atomic.Int32  // pieces not encoded yet, and one for whoever still adds pieces
+	done    chan struct{} // closed when there are none
+	mu      sync.Mutex
+	header  []pack.Ref // of a large file, before its frames in the stream
+	frames  []pack.Ref
+}
+
+func (j *slotJob) release() {
+	if j.pending.Add(-1) == 0 {
+		close(j.done)
+	}
+}
+
+// newStream returns a stream whose slots begin at first. New frames' lines go to tail.
+func (v *volumeRun) newStream(ctx context.Context, first uint64, tail *index.Leaves, u usage) *stream {
+	ctx, cancel := context.WithCancelCause(ctx)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(v.encoders)
+	s := &stream{v: v, g: g, cancel: cancel, ctx: ctx, tail: tail, next: first, used: u, bufs: make(chan *[]byte, 2*v.encoders+2)}
+	for range cap(s.bufs) {
+		s.bufs <- new([]byte)
+	}
+	return s
+}
+
+func (s *stream) buffer() (*[]byte, error) {
+	select {
+	case b := <-s.bufs:
+		*b = (*b)[:0]
+		return b, nil
+	case <-s.ctx.Done():
+		return nil, context.Cause(s.ctx)
+	}
+}
+
+func (s *stream) open() *slotJob {
+	j := &slotJob{slot: s.next, done: make(chan struct{})}
+	j.pending.Store(1)
+	s.next++
+	s.queue = append(s.queue, j)
+	return j
+}
+
+// small adds a small file to the open group and returns where it lies.
+func (s *stream) small(c *content, hash uint64) (slot uint64, off uint32, err error) {
+	header, err := c.header.Append(nil)
+	if err != nil {
+		return 0, 0, err
+	}
+	pad := tarstream.Padding(int64(len(c.data)))
+	weight := len(header) + len(c.data) + pad
+	if s.group != nil && len(*s.group.raw)+weight > groupMax {
+		s.closeGroup()
+	}
+	if s.group == nil {
+		raw, err := s.buffer()
+		if err != nil {
+			return 0, 0, err
+		}
+		s.group = s.open()
+		s.group.raw = raw
+	}
+	j := s.group
+	off = uint32(len(*j.raw))
+	*j.raw = append(append(append(*j.raw, header...), c.data...), zeros[:pad]...)
+	j.members++
+	if len(*j.raw) >= groupMax || len(*j.raw) >= groupMin && lastOfGroup(hash, weight) {
+		s.closeGroup()
+	}
+	return j.slot, off, s.drain(false)
+}
+
+var zeros [512]byte
+
+// closeGroup hands the open group to an encoder.
+func (s *stream) closeGroup() {
+	j := s.group
+	if j == nil {
+		return
+	}
+	s.group = nil
+	s.g.Go(func() error {
+		defer j.release()
+		refs, err := s.v.frames.storeAll(*j.raw)
+		j.frames = refs
+		s.bufs <- j.raw
+		return err
+	})
+}
+
+// large adds a large file: its content first, then the header that fits what
+// was read. It says where it lies, and whether it changed meanwhile.
+func (s *stream) large(it *item) (e index.Entry, dirty bool, err error) {
+	f, st, err := it.node.Open()
+	if err != nil {
+		return e, false, err
+	}
+	defer f.Close()
+	h := st.Header(it.path)
+	if h.Xattrs, err = f.Xattrs(); err != nil {
+		return e, false, err
+	}
+	if err := sparse(&h, f, st); err != nil {
+		return e, false, err
+	}
+	j := s.open()
+	err = s.chunks(j, newExtentReader(f, &h, s.v.read), &h)
+	var header []byte
+	if err == nil {
+		header, err = h.Append(nil)
+	}
+	if err != nil {
+		j.abandoned = true
+		j.release()
+		return e, false, err
+	}
+	s.g.Go(func() error {
+		defer j.release()
+		var err error
+		j.header, err = s.v.frames.storeAll(header)
+		return err
+	})
+	after, err := f.Stat()
+	if err != nil {
+		return e, false, err
+	}
+	e = index.Entry{Path: it.path, Kind: index.File, Size: h.Size, Mtime: st.Mtime, Ctime: st.Ctime, Ino: st.Ino, Slot: j.slot}
+	return e, !after.Same(&st), s.drain(false)
+}
+
+// chunks cuts content into frames. The padding belongs to the last.
+func (s *stream) chunks(j *slotJob, r io.Reader, h *tarstream.Header) error {
+	ch, err := chunkers.NewChunker("fastcdc", r, &chunkers.ChunkerOpts{MinSize: chunkMin, NormalSize: chunkAvg, MaxSize: chunkMax})
+	if err != nil {
+		return fmt.Errorf("chunker: %w", err)
+	}
+	var prev *[]byte // is sent when it is known whether another one follows
+	for {
+		chunk, err := ch.Next()
+		if err != nil && !errors.Is(err, io.EOF) {
+			if prev != nil {
+				s.bufs <- prev
+			}
+			return err
+		}
+		if len(chunk) > 0 {
+			if prev != nil {
+				s.chunk(j, prev)
+			}
+			var berr error
+			if prev, berr = s.buffer(); berr != nil {
+				return berr
+			}
+			*prev = append(*prev, chunk...)
+		}
+		if err != nil {
+			break
+		}
+	}
+	if prev != nil {
+		*prev = append(*prev, zeros[:tarstream.Padding(h.DataSize())]...)
+		s.chunk(j, prev)
+	}
+	return nil
+}
+
+// chunk hands a piece of a large file to an encoder.
+func (s *stream) chunk(j *slotJob, raw *[]byte) {
+	j.mu.Lock()
+	i := len(j.frames)
+	j.frames = append(j.frames, pack.Ref{})
+	j.mu.Unlock()
+	j.pending.Add(1)
+	s.g.Go(func() error {
+		defer j.release()
+		ref, err := s.v.frames.store(*raw)
+		s.bufs <- raw
+		j.mu.Lock()
+		j.frames[i] = ref
+		j.mu.Unlock()
+		return err
+	})
+}
+
+// drain writes the table's lines of slots that are complete, in their order;
+// all of them, waiting, at the end.
+func (s *stream) drain(all bool) error {
+	for len(s.queue) > 0 {
+		j := s.queue[0]
+		if j == s.group {
+			return nil
+		}
+		if all {
+			select {
+			case <-j.done:
+			case <-s.ctx.Done():
+				return context.Cause(s.ctx)
+			}
+		} else {
+			select {
+			case <-j.done:
+			default:
+				return nil
+			}
+		}
+		if err := s.ctx.Err(); err != nil {
+			return context.Cause(s.ctx) // an encoder failed: its frames are not there
+		}
+		s.queue = s.queue[1:]
+		if j.abandoned {
+			continue
+		}
+		for i, ref := range append(j.header, j.frames...) {
+			f := index.Frame{Slot: j.slot, Ref: ref}
+			if i == 0 {
+				f.Members = j.members
+			}
+			s.used.add(ref)
+			if err := s.tail.Add(f.Hash(), f.AppendTo(nil), nil, nil); err != nil {
+				return err
+			}
+			s.last = f.Hash()
+		}
+	}
+	return nil
+}
+
+// close encodes and writes all that is left.
+func (s *stream) close() error {
+	s.closeGroup()
+	derr := s.drain(true)
+	if err := s.g.Wait(); err != nil {
+		return err
+	}
+	if derr != nil {
+		return derr
+	}
+	return s.tail.Close(s.last)
+}

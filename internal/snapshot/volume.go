@@ -1,0 +1,445 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"sync"
+
+	"github.com/disko/backupd/internal/snapshot/index"
+	"github.com/disko/backupd/internal/snapshot/pack"
+	"github.com/disko/backupd/internal/snapshot/tarstream"
+	"github.com/disko/backupd/internal/snapshot/tree"
+)
+
+// volumeRun takes one volume's part of a snapshot.
+type volumeRun struct {
+	run         string
+	name        string
+	src         *tree.Source
+	trust       tree.Trust
+	exclude     patterns
+	pick        func(path string) bool // nil: everything
+	crossMounts bool
+	readers     int
+	encoders    int
+	buffers     *sync.Pool
+	frames      *frameStore // of the stream
+	pages       *frameStore // of the index
+	pg          *pages      // reads the base's pages, and those of this run
+	progress    *Progress
+	stats       VolumeStats
+	warn        func(Warning)
+	warnings    []Warning
+	counts      Counts
+	expiredIdx  map[pack.Name]bool
+	used        usage // of data packs, by the last pass
+	usedIdx     usage
+	failed      error // met where it could not be returned
+}
+
+// maxPasses bounds how often a volume is gone over for the sake of stale members.
+const maxPasses = 4
+
+// take takes the volume: once, and again as long as a change of types left a
+// stale member where plain tar would trip over it. The passes after the first read
+// only the groups concerned.
+func (v *volumeRun) take(ctx context.Context, b *base) (*Volume, error) {
+	var forced map[uint64]bool
+	for n := 0; ; n++ {
+		vol, again, err := v.pass(ctx, b)
+		if err != nil {
+			return nil, err
+		}
+		if len(again) == 0 {
+			return vol, nil
+		}
+		if n == maxPasses {
+			return nil, errors.New("files and directories keep changing places while the volume is read; stop what changes them and try again")
+		}
+		// The result of this pass is on the target, but for its manifest: it
+		// is the base of the next.
+		sizes, err := v.pages.w.Flush()
+		if err != nil {
+			return nil, err
+		}
+		v.pg.know([]PackRange{{Run: v.run, Sizes: sizes}})
+		forced = again
+		vol.Rewrite = Rewrite{}
+		if b, err = openBase(ctx, vol, v.pg, true, forced, v.frames.know); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (v *volumeRun) read(n int) {
+	v.progress.Bytes.Add(int64(n))
+	v.stats.BytesRead += uint64(n)
+}
+
+// knowPage remembers a page of the base, unless it is to be stored again.
+func (v *volumeRun) knowPage(ref pack.Ref) {
+	if !v.expiredIdx[ref.Pack] {
+		v.pages.know(ref)
+	}
+}
+
+func (v *volumeRun) warning(path string, err error) {
+	v.counts.Warnings++
+	v.addWarning(Warning{Path: index.Escape(path), What: reason(err)})
+}
+
+func (v *volumeRun) addWarning(w Warning) {
+	if len(v.warnings) < maxWarnings {
+		v.warnings = append(v.warnings, w)
+	}
+	v.warn(w)
+}
+
+// reason is an error's text without the path that stands beside it.
+func reason(err error) string {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	return err.Error()
+}
+
+// pass is one walk over the volume against its base.
+type pass struct {
+	v        *volumeRun
+	base     *base
+	stream   *stream
+	leaves   [index.Sections]*index.Leaves
+	builders [index.Sections]*index.Builder
+	last     [index.Sections]uint64 // hash of the last line
+	used     usage                  // of data packs
+	usedIdx  usage
+	solid    string          // the last path that is in the stream and is no directory
+	forced   map[uint64]bool // groups that must not keep a stale member
+	line     []byte
+}
+
+// collector takes leaves in place of a builder, for later.
+type collector struct {
+	children []index.Child
+	last     []uint64
+}
+
+// Leaf implements index.LeafSink.
+func (c *collector) Leaf(child index.Child, last uint64) error {
+	c.children = append(c.children, child)
+	c.last = append(c.last, last)
+	return nil
+}
+
+// countedPages notes which index packs a snapshot uses.
+type countedPages struct {
+	*frameStore
+	used usage
+}
+
+// StorePage implements index.Pages.
+func (c countedPages) StorePage(raw []byte) (pack.Ref, error) {
+	ref, err := c.frameStore.StorePage(raw)
+	c.used.add(ref)
+	return ref, err
+}
+
+func (v *volumeRun) pass(ctx context.Context, b *base) (*Volume, map[uint64]bool, error) {
+	v.counts, v.warnings = Counts{}, nil
+	p := &pass{v: v, base: b, used: usage{}, usedIdx: usage{}, forced: map[uint64]bool{}}
+	pages := countedPages{v.pages, p.usedIdx}
+	for s := range p.leaves {
+		p.builders[s] = index.NewBuilder(pages)
+		p.leaves[s] = index.NewLeaves(p.builders[s], pages)
+		if index.Section(s) == index.Nodes {
+			p.leaves[s].Tar = func(headers []byte) ([]pack.Ref, error) { return v.frames.storeAll(headers) }
+			p.leaves[s].Kept = func(refs []pack.Ref) { p.used.add(refs...) }
+			if b != nil {
+				p.leaves[s].Expired = func(n pack.Name) bool { return b.expired[n] }
+			}
+		}
+	}
+	var first uint64
+	if b != nil {
+		first = b.vol.NextSlot
+	}
+	tail := &collector{}
+	p.stream = v.newStream(ctx, first, index.NewLeaves(tail, pages), p.used)
+	scanErr := v.scan(p.stream.ctx, b, p.use)
+	if scanErr != nil {
+		// An encoder's failure ended the scan: it is the cause.
+		p.stream.cancel(scanErr)
+		if err := p.stream.g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+			return nil, nil, err
+		}
+		return nil, nil, scanErr
+	}
+	if v.failed != nil {
+		return nil, nil, v.failed
+	}
+	if err := p.stream.close(); err != nil {
+		return nil, nil, err
+	}
+	vol := &Volume{Name: v.name, NextSlot: p.stream.next, Counts: v.counts, Warnings: v.warnings}
+	for s := range p.leaves {
+		err := p.leaves[s].Close(p.last[s])
+		if err == nil {
+			*vol.Section(index.Section(s)), err = p.builders[s].Close()
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := p.frameTable(ctx, vol, tail, pages); err != nil {
+		return nil, nil, err
+	}
+	return vol, p.forced, p.advise(vol)
+}
+
+// use puts one item into the sections.
+func (p *pass) use(it *item) error {
+	if err := context.Cause(p.stream.ctx); err != nil {
+		return err
+	}
+	v := p.v
+	e := index.Entry{Path: it.path, Kind: it.kind, Racy: it.racy}
+	if it.node != nil {
+		e.Mtime, e.Ctime, e.Ino = it.node.Stat.Mtime, it.node.Stat.Ctime, it.node.Stat.Ino
+	}
+	var header []byte
+	switch {
+	case it.kind == index.File && it.same:
+		e = *it.base
+		p.base.slot(e.Slot).live++
+		v.progress.Bytes.Add(e.Size)
+	case it.kind == index.File:
+		if err := p.file(it, &e); err != nil {
+			return err
+		}
+	case it.kind == index.Unreadable:
+		v.warning(it.path, fmt.Errorf("not read: %w", it.err))
+	case it.kind == index.Socket:
+		v.addWarning(Warning{Path: index.Escape(it.path), What: "socket, left out", Notice: true})
+	case it.kind.Section() != index.Absent:
+		h := &it.header
+		if h.Type == tarstream.Link {
+			e.Link = h.Link
+		}
+		e.Mtime = h.Mtime
+		var err error
+		if header, err = h.Append(nil); err != nil {
+			// Nothing tar can express: a link text with a NUL, say.
+			v.warning(it.path, err)
+			e = index.Entry{Path: it.path, Kind: index.Unreadable}
+			header = nil
+		}
+	}
+	if !it.same {
+		p.stale(it, &e)
+	}
+	if e.Kind.Section() == index.Absent {
+		e = index.Entry{Path: e.Path, Kind: e.Kind, Old: e.Old}
+		if e.Kind == index.Gone && len(e.Old) == 0 {
+			return nil
+		}
+	} else {
+		v.counts.Entries++
+		v.progress.Files.Add(1)
+		if e.Kind == index.File {
+			v.counts.Files++
+			v.counts.Bytes += uint64(e.Size)
+		}
+		if e.Kind != index.Dir {
+			p.solid = e.Path
+		}
+	}
+	return p.add(&e, header, it)
+}
+
+// add writes an entry's line to its section.
+func (p *pass) add(e *index.Entry, header []byte, it *item) error {
+	s := e.Kind.Section()
+	var at *index.Item
+	if it.base != nil && it.base.Kind.Section() == s {
+		at = &it.at
+	}
+	if it.same {
+		p.line = append(p.line[:0], it.at.Line...)
+	} else {
+		p.line = e.AppendTo(p.line[:0])
+	}
+	hash := index.Hash(e.Path)
+	p.last[s] = hash
+	return p.leaves[s].Add(hash, p.line, header, at)
+}
+
+// file stores a regular file that is new, changed or doubtful.
+func (p *pass) file(it *item, e *index.Entry) error {
+	v := p.v
+	unreadable := func(err error) {
+		*e = index.Entry{Path: it.path, Kind: index.Unreadable}
+		if errors.Is(err, fs.ErrNotExist) {
+			e.Kind = index.Gone // as if it had never been there
+			return
+		}
+		v.warning(it.path, fmt.Errorf("not read: %w", err))
+	}
+	dirty := false
+	if c := it.small; c != nil && !c.grown {
+		if c.err != nil {
+			unreadable(c.err)
+			return nil
+		}
+		v.read(len(c.data))
+		slot, off, err := p.stream.small(c, index.Hash(it.path))
+		if err != nil {
+			return fmt.Errorf("store %q: %w", it.path, err)
+		}
+		e.Size, e.Mtime, e.Ctime, e.Ino = c.header.Size, c.stat.Mtime, c.stat.Ctime, c.stat.Ino
+		e.Slot, e.Off = slot, off
+		dirty = c.dirty
+	} else {
+		large, changed, err := p.stream.large(it)
+		if err != nil {
+			if cause := context.Cause(p.stream.ctx); cause != nil {
+				return cause
+			}
+			unreadable(err)
+			return nil
+		}
+		large.Racy = e.Racy
+		*e = large
+		dirty = changed
+	}
+	if dirty {
+		e.Racy = true
+		v.warning(it.path, errors.New("changed while it was read; its content may be torn"))
+	}
+	return nil
+}
+
+// stale sees to the members of kept groups that bear a path which the
+// snapshot has otherwise or not at all: plain tar extracts them, and must come out right.
+func (p *pass) stale(it *item, e *index.Entry) {
+	if it.base == nil {
+		return
+	}
+	old := p.base.stale(it.base)
+	if len(old) == 0 {
+		return
+	}
+	// A file may come before another file, a symlink or nothing of its name. It
+	// may not come before a directory of its name, nor below what is no directory.
+	if e.Kind == index.Dir || p.solid != "" && index.Below(e.Path, p.solid) {
+		for _, s := range old {
+			p.forced[s] = true
+		}
+		return
+	}
+	e.Old = old
+}
+
+// frameTable writes the table of the files section: what is kept of the
+// base's, then this run's slots, whose leaves are in tail.
+func (p *pass) frameTable(ctx context.Context, vol *Volume, tail *collector, pages countedPages) error {
+	b := index.NewBuilder(pages)
+	if p.base != nil {
+		leaves := index.NewLeaves(b, pages)
+		cur, err := index.NewFrameCursor(ctx, p.base.pages, p.base.vol.Frames, p.v.knowPage)
+		if err != nil {
+			return err
+		}
+		var last uint64
+		for {
+			ok, err := cur.Next()
+			if err != nil {
+				return err
+			}
+			if !ok {
+				break
+			}
+			if s := p.base.slot(cur.Frame.Slot); s == nil || s.live == 0 {
+				continue
+			}
+			p.used.add(cur.Frame.Ref)
+			p.v.stats.FramesReused++
+			last = cur.Frame.Hash()
+			if err := leaves.Add(last, cur.Item().Line, nil, cur.Item()); err != nil {
+				return err
+			}
+		}
+		if err := leaves.Close(last); err != nil {
+			return err
+		}
+	}
+	for i, c := range tail.children {
+		if err := b.Leaf(c, tail.last[i]); err != nil {
+			return err
+		}
+	}
+	var err error
+	vol.Frames, err = b.Close()
+	return err
+}
+
+// advise notes what the next run should store again, and sums up what is used.
+func (p *pass) advise(vol *Volume) error {
+	if p.base != nil {
+		for _, s := range p.base.slots {
+			if s.live > 0 && s.members > 0 && s.live*2 < s.members {
+				vol.Rewrite.Slots = append(vol.Rewrite.Slots, s.slot)
+			}
+		}
+	}
+	p.v.used, p.v.usedIdx = p.used, p.usedIdx
+	return nil
+}
+
+// sparsePack is the share of a pack, in percent, below which what is still used
+// of it is stored again, so that old packs die whole.
+const sparsePack = 30
+
+// settle turns the use of packs into what the manifest says of them: the
+// packs needed, with their sizes, and those not worth keeping.
+func settle(used usage, known []PackRange, run string, sizes []uint32) (ranges []PackRange, expired []string, err error) {
+	all := map[pack.Name]uint32{}
+	for _, r := range append(slices.Clone(known), PackRange{Run: run, Sizes: sizes}) {
+		for i, size := range r.Sizes {
+			all[pack.Name{Run: r.Run, N: r.First + uint32(i)}] = size
+		}
+	}
+	names := make([]pack.Name, 0, len(used))
+	for n := range used {
+		names = append(names, n)
+	}
+	slices.SortFunc(names, comparePacks)
+	for _, n := range names {
+		size, ok := all[n]
+		if !ok {
+			return nil, nil, fmt.Errorf("%w: the parent uses pack %s and does not list it", ErrDamaged, n)
+		}
+		if n.Run != run && used[n]*100 < uint64(size)*sparsePack {
+			expired = append(expired, n.String())
+		}
+		if k := len(ranges); k > 0 && ranges[k-1].Run == n.Run && ranges[k-1].First+uint32(len(ranges[k-1].Sizes)) == n.N {
+			ranges[k-1].Sizes = append(ranges[k-1].Sizes, size)
+			continue
+		}
+		ranges = append(ranges, PackRange{Run: n.Run, First: n.N, Sizes: []uint32{size}})
+	}
+	return ranges, expired, nil
+}
+
+func comparePacks(a, b pack.Name) int {
+	if a.Run != b.Run {
+		if a.Run < b.Run {
+			return -1
+		}
+		return 1
+	}
+	return int(int64(a.N) - int64(b.N))
+}

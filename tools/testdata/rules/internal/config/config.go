@@ -1,0 +1,2 @@
+// Package config stands for ours.
+package config

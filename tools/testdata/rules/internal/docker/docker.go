@@ -1,0 +1,2 @@
+// Package docker stands for ours.
+package docker

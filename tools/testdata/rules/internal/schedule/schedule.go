@@ -1,0 +1,2 @@
+// Package schedule stands for ours.
+package schedule

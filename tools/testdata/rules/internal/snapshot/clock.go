@@ -1,0 +1,6 @@
+package snapshot
+
+import "time"
+
+// Now is the one place.
+var Now = time.Now

@@ -1,0 +1,2 @@
+// Package pack breaks no rule.
+package pack

@@ -1,0 +1,2 @@
+// Package snapshot stands for ours.
+package snapshot

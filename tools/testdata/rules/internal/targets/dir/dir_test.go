@@ -1,0 +1,3 @@
+package dir
+
+import _ "github.com/disko/backupd/internal/snapshot"

@@ -1,0 +1,2 @@
+// Package targets stands for ours.
+package targets

@@ -1,0 +1,2 @@
+// Package testtree stands for ours.
+package testtree

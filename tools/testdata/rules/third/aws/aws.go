@@ -1,0 +1,2 @@
+// Package aws stands for a dependency.
+package aws

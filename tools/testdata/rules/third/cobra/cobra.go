@@ -1,0 +1,2 @@
+// Package cobra stands for a dependency.
+package cobra

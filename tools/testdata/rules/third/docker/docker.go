@@ -1,0 +1,2 @@
+// Package docker stands for a dependency.
+package docker

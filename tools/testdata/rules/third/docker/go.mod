@@ -1,0 +1,3 @@
+module github.com/docker/fake
+
+go 1.26.0

@@ -1,0 +1,2 @@
+// Package moby stands for a dependency.
+package moby

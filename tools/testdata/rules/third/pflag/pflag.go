@@ -1,0 +1,2 @@
+// Package pflag stands for a dependency.
+package pflag
