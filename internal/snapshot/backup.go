@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"runtime"
 	"slices"
 	"time"
@@ -147,30 +148,50 @@ func (r *Repository) Backup(ctx context.Context, w store.Writer, o BackupOptions
 	return &Summary{ID: id, Stack: o.Stack, Sequence: seq, Started: started, Finished: b.m.Finished, Volumes: b.stats}, nil
 }
 
-// open checks what was asked for and opens the volumes, so that a typing error
-// costs nothing.
-func (b *backupRun) open() ([]*tree.Source, error) {
-	if err := CheckName("stack", b.o.Stack); err != nil {
-		return nil, err
+// Check refuses options that make no sense, before anything is touched.
+func (o *BackupOptions) Check() error {
+	if err := CheckName("stack", o.Stack); err != nil {
+		return err
 	}
-	if len(b.o.Volumes) == 0 {
-		return nil, fmt.Errorf("%w: no volume named; say --volume NAME=PATH, or mount the volumes below /volumes", ErrUsage)
+	if len(o.Volumes) == 0 {
+		return fmt.Errorf("%w: no volume named; say --volume NAME=PATH, or mount the volumes below /volumes", ErrUsage)
 	}
-	for _, t := range b.o.Tags {
+	for _, t := range o.Tags {
 		if err := CheckName("tag", t); err != nil {
-			return nil, err
+			return err
 		}
+		if t == "latest" {
+			return fmt.Errorf("%w: tag %q: that name means the newest snapshot", ErrUsage, t)
+		}
+	}
+	seen := map[string]bool{}
+	for _, s := range o.Volumes {
+		if err := CheckName("volume", s.Name); err != nil {
+			return err
+		}
+		if seen[s.Name] {
+			return fmt.Errorf("%w: volume %s is named twice", ErrUsage, s.Name)
+		}
+		seen[s.Name] = true
+		st, err := os.Stat(s.Path)
+		if err == nil && !st.IsDir() {
+			err = fmt.Errorf("%s is not a directory", s.Path)
+		}
+		if err != nil {
+			return fmt.Errorf("%w: volume %s: %w; check the path, or whether the volume is mounted", ErrNoVolume, s.Name, err)
+		}
+	}
+	_, err := parsePatterns(o.Exclude, names(o.Volumes))
+	return err
+}
+
+// open opens the volumes, all before the first is read.
+func (b *backupRun) open() ([]*tree.Source, error) {
+	if err := b.o.Check(); err != nil {
+		return nil, err
 	}
 	b.o.Volumes = slices.Clone(b.o.Volumes)
 	slices.SortFunc(b.o.Volumes, func(x, y Source) int { return cmp.Compare(x.Name, y.Name) })
-	for i, s := range b.o.Volumes {
-		if err := CheckName("volume", s.Name); err != nil {
-			return nil, err
-		}
-		if i > 0 && s.Name == b.o.Volumes[i-1].Name {
-			return nil, fmt.Errorf("%w: volume %s is named twice", ErrUsage, s.Name)
-		}
-	}
 	var sources []*tree.Source
 	for _, s := range b.o.Volumes {
 		src, err := tree.OpenSource(s.Path)

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/disko/backupd/internal/snapshot"
+	"github.com/disko/backupd/internal/store"
+	"github.com/disko/backupd/internal/targets"
+)
+
+// app is what the commands share: the common flags and where to print.
+type app struct {
+	stdout, stderr io.Writer
+	target, stack  string
+	stateDir       string
+	json, quiet    bool
+	started        bool   // a command's own work began: errors are no usage errors any more
+	interrupted    string // what an interrupt leaves, where the common sentence is wrong
+}
+
+// volumesDir is where the Compose examples mount volumes.
+const volumesDir = "/volumes"
+
+func defaultStateDir() string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/backupd"
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "backupd")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(home, ".local", "state", "backupd")
+}
+
+// fromEnvironment sets the flags that were not given from BACKUPD_<FLAG>.
+func fromEnvironment(cmd *cobra.Command) (err error) {
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		name := "BACKUPD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		value, ok := os.LookupEnv(name)
+		if !ok || value == "" || f.Changed || err != nil || f.Name == "help" {
+			return
+		}
+		values := []string{value}
+		if f.Value.Type() == "stringArray" {
+			values = strings.Split(value, ",")
+		}
+		for _, v := range values {
+			if serr := cmd.Flags().Set(f.Name, strings.TrimSpace(v)); serr != nil {
+				err = fmt.Errorf("%w: %s=%q: %w", snapshot.ErrUsage, name, value, serr)
+			}
+		}
+	})
+	return err
+}
+
+// runs wraps a command's work, which begins when flags and arguments are read.
+func (a *app) runs(f func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		a.started = true
+		return f(cmd.Context(), args)
+	}
+}
+
+func (a *app) options() snapshot.Options {
+	o := snapshot.Options{}
+	if a.stateDir != "" {
+		o.CacheDir = filepath.Join(a.stateDir, "cache")
+	}
+	return o
+}
+
+// open opens the repository for reading.
+func (a *app) open(ctx context.Context) (*snapshot.Repository, error) {
+	if a.target == "" {
+		return nil, noTarget()
+	}
+	st, err := targets.Open(a.target)
+	if err != nil {
+		return nil, usage(err)
+	}
+	return snapshot.Open(ctx, readOnly{st}, a.options())
+}
+
+// readOnly hides what can write, so that no reader does.
+type readOnly struct{ store.Reader }
+
+func noTarget() error {
+	return fmt.Errorf("%w: no target named; say --target DIR, or set BACKUPD_TARGET", snapshot.ErrUsage)
+}
+
+// usage makes an error about a target's name one of usage.
+func usage(err error) error {
+	if errors.Is(err, store.ErrNoTarget) || errors.Is(err, store.ErrAccess) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", snapshot.ErrUsage, err)
+}
+
+// volumes reads --volume flags; without any, the directories below /volumes.
+func volumes(flags []string) ([]snapshot.Source, error) {
+	var out []snapshot.Source
+	for _, f := range flags {
+		name, path, ok := strings.Cut(f, "=")
+		if !ok || path == "" {
+			return nil, fmt.Errorf("%w: --volume %q: write it as NAME=PATH, as in --volume data=/volumes/data", snapshot.ErrUsage, f)
+		}
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, snapshot.Source{Name: name, Path: abs})
+	}
+	if len(flags) > 0 {
+		return out, nil
+	}
+	entries, err := os.ReadDir(volumesDir)
+	if err != nil {
+		return nil, fmt.Errorf("%w: no volume named, and %s cannot be read: %w; say --volume NAME=PATH, or mount the volumes below %s", snapshot.ErrUsage, volumesDir, err, volumesDir)
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			out = append(out, snapshot.Source{Name: e.Name(), Path: filepath.Join(volumesDir, e.Name())})
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("%w: no volume named, and there is none below %s; say --volume NAME=PATH", snapshot.ErrUsage, volumesDir)
+	}
+	return out, nil
+}
+
+// printJSON prints one object on one line.
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.stdout)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// notice tells something that is no result, unless the user wants quiet.
+func (a *app) notice(format string, args ...any) {
+	if !a.quiet {
+		fmt.Fprintf(a.stderr, "backupd: "+format+"\n", args...)
+	}
+}
+
+// size prints bytes for a person.
+func size[T int | int64 | uint64](n T) string {
+	f, units := float64(n), []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"}
+	for f >= 1024 && len(units) > 1 {
+		f, units = f/1024, units[1:]
+	}
+	if units[0] == "B" {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", f, units[0])
+}
