@@ -119,10 +119,13 @@ type trailer struct {
 
 // encode returns the manifest's object and the snapshot's id.
 func (m *Manifest) encode(enc *pack.Encoder) (data []byte, id string, err error) {
-	body, err := json.Marshal(m)
-	if err != nil {
+	var buf bytes.Buffer
+	je := json.NewEncoder(&buf)
+	je.SetEscapeHTML(false) // the roots of the index hold paths as they are in its pages
+	if err := je.Encode(m); err != nil {
 		return nil, "", fmt.Errorf("encode manifest: %w", err)
 	}
+	body := bytes.TrimSuffix(buf.Bytes(), []byte{'\n'})
 	sum := sha256.Sum256(body)
 	raw := fmt.Appendf(body, "\n"+`{"sha256":"%x"}`+"\n", sum)
 	if len(raw) > maxManifest {

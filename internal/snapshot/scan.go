@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/disko/backupd/internal/snapshot/index"
 	"github.com/disko/backupd/internal/snapshot/tarstream"
@@ -43,6 +44,7 @@ type scanner struct {
 	holders map[inode]*holder
 	out     chan *item
 	reads   chan *item
+	memory  *semaphore.Weighted // of small files that were read and not used yet
 }
 
 type inode struct{ dev, ino uint64 }
@@ -56,6 +58,9 @@ type holder struct {
 // readAhead is how many items may wait between the walk and the stream.
 const readAhead = 256
 
+// readMemory bounds the content that waits, in bytes.
+const readMemory = 8 << 20
+
 // scan walks the source and calls use for each item, in order.
 func (v *volumeRun) scan(ctx context.Context, b *base, use func(*item) error) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -63,7 +68,7 @@ func (v *volumeRun) scan(ctx context.Context, b *base, use func(*item) error) er
 	g, ctx := errgroup.WithContext(ctx)
 	s := &scanner{
 		v: v, base: b, ctx: ctx, trust: v.trust, rootDev: v.src.Root().Dev, holders: map[inode]*holder{},
-		out: make(chan *item, readAhead), reads: make(chan *item, readAhead),
+		out: make(chan *item, readAhead), reads: make(chan *item, readAhead), memory: semaphore.NewWeighted(readMemory),
 	}
 	g.Go(func() error {
 		defer close(s.out)
@@ -95,6 +100,7 @@ func (v *volumeRun) scan(ctx context.Context, b *base, use func(*item) error) er
 		}
 		if it.small != nil {
 			v.buffers.Put(it.small.buf)
+			s.memory.Release(it.node.Stat.Size)
 		}
 		if it.node != nil {
 			it.node.Release()
@@ -150,6 +156,10 @@ func (s *scanner) sendGone() error {
 
 func (s *scanner) send(it *item) error {
 	if it.ready != nil {
+		if err := s.memory.Acquire(s.ctx, it.node.Stat.Size); err != nil {
+			it.node.Release()
+			return err
+		}
 		select {
 		case s.reads <- it:
 		case <-s.ctx.Done():

@@ -27,7 +27,7 @@ const (
 	groupMin    = groupTarget / 4
 	groupMax    = groupTarget * 4
 	// Sizes of a large file's chunks, in bytes.
-	chunkMin, chunkAvg, chunkMax = 256 << 10, 1 << 20, pack.MaxFrame - 512
+	chunkMin, chunkAvg, chunkMax = 128 << 10, 512 << 10, 2<<20 - 512
 )
 
 // lastOfGroup says whether a group ends after a file: a property of its path
@@ -55,6 +55,8 @@ type stream struct {
 	bufs   chan *[]byte // memory of groups and chunks under way; its capacity bounds them
 	used   usage
 	last   uint64 // hash of the tail's last line
+	header []byte // scratch
+	ch     *chunkers.Chunker
 }
 
 // slotJob is a slot on its way.
@@ -109,10 +111,11 @@ func (s *stream) open() *slotJob {
 
 // small adds a small file to the open group and returns where it lies.
 func (s *stream) small(c *content, hash uint64) (slot uint64, off uint32, err error) {
-	header, err := c.header.Append(nil)
+	header, err := c.header.Append(s.header[:0])
 	if err != nil {
 		return 0, 0, err
 	}
+	s.header = header
 	pad := tarstream.Padding(int64(len(c.data)))
 	weight := len(header) + len(c.data) + pad
 	if s.group != nil && len(*s.group.raw)+weight > groupMax {
@@ -196,9 +199,9 @@ func (s *stream) large(it *item) (e index.Entry, dirty bool, err error) {
 
 // chunks cuts content into frames. The padding belongs to the last.
 func (s *stream) chunks(j *slotJob, r io.Reader, h *tarstream.Header) error {
-	ch, err := chunkers.NewChunker("fastcdc", r, &chunkers.ChunkerOpts{MinSize: chunkMin, NormalSize: chunkAvg, MaxSize: chunkMax})
+	ch, err := s.chunker(r)
 	if err != nil {
-		return fmt.Errorf("chunker: %w", err)
+		return err
 	}
 	var prev *[]byte // is sent when it is known whether another one follows
 	for {
@@ -228,6 +231,21 @@ func (s *stream) chunks(j *slotJob, r io.Reader, h *tarstream.Header) error {
 		s.chunk(j, prev)
 	}
 	return nil
+}
+
+// chunker returns the stream's chunker, set to r: its buffer is large, and
+// used for one file after the other.
+func (s *stream) chunker(r io.Reader) (*chunkers.Chunker, error) {
+	if s.ch != nil {
+		s.ch.Reset(r)
+		return s.ch, nil
+	}
+	ch, err := chunkers.NewChunker("fastcdc", r, &chunkers.ChunkerOpts{MinSize: chunkMin, NormalSize: chunkAvg, MaxSize: chunkMax})
+	if err != nil {
+		return nil, fmt.Errorf("chunker: %w", err)
+	}
+	s.ch = ch
+	return ch, nil
 }
 
 // chunk hands a piece of a large file to an encoder.

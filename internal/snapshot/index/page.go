@@ -98,6 +98,7 @@ type Tree struct {
 func (t Tree) Empty() bool { return t.Root.N == 0 }
 
 // MarshalJSON writes null for the empty tree, else the root's line and level.
+// What encodes it must not escape for HTML: the key would no longer be as in the pages.
 func (t Tree) MarshalJSON() ([]byte, error) {
 	if t.Empty() {
 		return []byte("null"), nil

@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 	"sync"
@@ -105,7 +106,8 @@ func NewEncoder(level zstd.EncoderLevel) *Encoder {
 	e.pool.New = func() any {
 		enc, err := zstd.NewWriter(nil,
 			zstd.WithEncoderLevel(level), zstd.WithWindowSize(window),
-			zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(true))
+			zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(true),
+			zstd.WithZeroFrames(true)) // no bytes are a frame too
 		if err != nil {
 			panic(err) // the options are constants
 		}
@@ -165,7 +167,7 @@ func oneFrame(stored []byte, raw uint32) bool {
 	if h.Decode(stored) != nil || h.Skippable || h.DictionaryID != 0 {
 		return false
 	}
-	return !h.HasFCS || h.FrameContentSize == uint64(raw)
+	return (!h.HasFCS || h.FrameContentSize == uint64(raw)) && frameLen(stored) == len(stored)
 }
 
 // DecodeDocument decodes a small document stored as one zstd frame, such as a
@@ -177,7 +179,8 @@ func DecodeDocument(stored []byte, limit uint64) ([]byte, error) {
 	}
 	defer dec.Close()
 	var buf bytes.Buffer
-	if _, err := buf.ReadFrom(dec); err != nil {
+	// The decoder's own limit is on one frame and its window only.
+	if _, err := buf.ReadFrom(io.LimitReader(dec, int64(limit)+1)); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	if uint64(buf.Len()) > limit {

@@ -1,7 +1,6 @@
 package pack
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -20,7 +19,9 @@ const (
 	// MaxSize is the most a pack may hold, its table included.
 	MaxSize = TargetSize + maxEncoded + tableMax
 	// tableMax bounds the table: 110 bytes a line, frames of 100 bytes or more.
-	tableMax = 24 << 20
+	tableMax    = 24 << 20
+	firstBuffer = 512 << 10
+	tableSlack  = 256 << 10 // for the table of an ordinary pack
 	// maxFrames in one pack keeps the table bounded where frames are tiny.
 	maxFrames = 64 << 10
 	// skippable is the magic number of the table's zstd skippable frame (RFC 8878, 3.1.2).
@@ -74,17 +75,29 @@ func (w *Writer) Add(id ID, raw int, frame []byte) (Ref, error) {
 	if len(w.buf) > 0 && (len(w.buf)+len(frame) > TargetSize || len(w.table) >= maxFrames) {
 		w.seal()
 	}
+	// A buffer is taken only where a frame will go into it: Flush waits for
+	// every buffer, and only those with frames come back.
+	if err := context.Cause(w.ctx); err != nil {
+		return Ref{}, err
+	}
 	if w.buf == nil {
 		select {
 		case b := <-w.free:
 			w.buf = b[:0]
 		case <-w.ctx.Done():
+			return Ref{}, context.Cause(w.ctx)
 		}
 	}
-	if err := context.Cause(w.ctx); err != nil {
-		return Ref{}, err
-	}
 	ref := Ref{ID: id, Pack: Name{w.run, uint32(len(w.sizes))}, Off: uint32(len(w.buf)), Len: uint32(len(frame)), Raw: uint32(raw)}
+	if need := len(w.buf) + len(frame); need > cap(w.buf) {
+		// A small run stays small; a large one needs a whole pack's memory at once.
+		grown := make([]byte, len(w.buf), max(need, firstBuffer))
+		if len(w.buf) > 0 {
+			grown = make([]byte, len(w.buf), max(need, TargetSize)+tableSlack)
+		}
+		copy(grown, w.buf)
+		w.buf = grown
+	}
 	w.buf = append(w.buf, frame...)
 	w.table = append(w.table, TableEntry{id.String(), ref.Len, ref.Raw})
 	return ref, nil
@@ -149,10 +162,14 @@ func appendTable(buf []byte, table []TableEntry) []byte {
 	buf = binary.LittleEndian.AppendUint32(buf, skippable)
 	buf = binary.LittleEndian.AppendUint32(buf, 0)
 	for _, e := range table {
-		buf = fmt.Appendf(buf, `{"id":"%s","len":%d,"raw":%d}`+"\n", e.ID, e.Len, e.Raw)
+		buf = appendLine(buf, e)
 	}
 	binary.LittleEndian.PutUint32(buf[start+4:], uint32(len(buf)-start-8))
 	return buf
+}
+
+func appendLine(buf []byte, e TableEntry) []byte {
+	return fmt.Appendf(buf, `{"id":"%s","len":%d,"raw":%d}`+"\n", e.ID, e.Len, e.Raw)
 }
 
 // Parse splits a whole pack into references to its frames, checking that
@@ -181,16 +198,22 @@ func Parse(name Name, data []byte) ([]Ref, error) {
 	}
 	var refs []Ref
 	off := 0
-	lines := bufio.NewScanner(bytes.NewReader(body))
-	for lines.Scan() {
+	for len(body) > 0 {
+		line, rest, _ := bytes.Cut(body, []byte{'\n'})
 		var e TableEntry
-		dec := json.NewDecoder(bytes.NewReader(lines.Bytes()))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(&e); err != nil {
+		if err := json.Unmarshal(line, &e); err != nil {
 			return nil, damaged("its table: " + err.Error())
 		}
+		// JSON has many ways to say the same; only one is not damage.
+		if n := len(line) + 1; n > len(body) || !bytes.Equal(appendLine(nil, e), body[:n]) {
+			return nil, damaged("its table: not the line that a writer writes")
+		}
+		body = rest
 		ref := Ref{Pack: name, Off: uint32(off), Len: e.Len, Raw: e.Raw}
-		if n, err := hex.Decode(ref.ID[:], []byte(e.ID)); err != nil || n != len(ref.ID) || len(e.ID) != 2*len(ref.ID) {
+		if len(e.ID) != 2*len(ref.ID) {
+			return nil, damaged("its table: bad id")
+		}
+		if _, err := hex.Decode(ref.ID[:], []byte(e.ID)); err != nil || ref.ID.String() != e.ID {
 			return nil, damaged("its table: bad id")
 		}
 		if err := ref.Check(); err != nil {
@@ -202,7 +225,7 @@ func Parse(name Name, data []byte) ([]Ref, error) {
 		refs = append(refs, ref)
 		off += int(e.Len)
 	}
-	if lines.Err() != nil || off != pos {
+	if off != pos {
 		return nil, damaged("its table does not cover its frames")
 	}
 	return refs, nil

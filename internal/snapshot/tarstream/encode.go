@@ -96,8 +96,10 @@ func (h *Header) DataSize() int64 {
 // Padding is how many zero bytes follow n bytes of content.
 func Padding(n int64) int { return int(-n & (blockSize - 1)) }
 
+var zeros [blockSize]byte
+
 func pad(dst []byte, n int) []byte {
-	return append(dst, make([]byte, Padding(int64(n)))...)
+	return append(dst, zeros[:Padding(int64(n))]...)
 }
 
 // CheckPath refuses paths that no entry may have: they would leave the
