@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/disko/backupd/internal/snapshot/pack"
@@ -91,9 +92,11 @@ type backupRun struct {
 	run    string
 	parent *Manifest
 	m      *Manifest
-	have   []*Volume
 	stats  []VolumeStats
-	failed error
+
+	mu      sync.Mutex
+	intents int       // written
+	renewed time.Time // when the last was written
 }
 
 // Backup takes a snapshot of volumes and returns when it is committed. On
@@ -119,15 +122,21 @@ func (r *Repository) Backup(ctx context.Context, w store.Writer, o BackupOptions
 	if err != nil {
 		return nil, err
 	}
-	if err := b.announce(ctx, started); err != nil {
-		return nil, err
-	}
-	// The intent's end must reach the target though the run was interrupted.
+	// The intent's end must reach the target though the run was interrupted,
+	// or the answer to its beginning was lost.
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		w.Delete(ctx, runKey(o.Stack, b.run, 0)) // one that stays expires by itself
+		for k := range b.intents + 1 {
+			_ = w.Delete(ctx, runKey(o.Stack, b.run, k)) // one that stays expires by itself
+		}
 	}()
+	if err := b.announce(ctx, started); err != nil {
+		return nil, err
+	}
+	if err := b.shunCondemned(ctx); err != nil {
+		return nil, err
+	}
 	b.m = &Manifest{
 		Format: FormatVersion, Repository: r.ID, Stack: o.Stack, Sequence: seq, Run: b.run, Started: started,
 		Origin: o.Origin, Trigger: b.o.Trigger, Version: o.Version, Tags: o.Tags,
@@ -236,9 +245,56 @@ func (b *backupRun) chooseParent(ctx context.Context) (seq uint64, err error) {
 	return seq + 1, nil
 }
 
+// shunCondemned has what a prune is about to delete stored again.
+func (b *backupRun) shunCondemned(ctx context.Context) error {
+	condemned, err := b.r.condemned(ctx, b.o.Stack)
+	if err != nil || len(condemned) == 0 || b.parent == nil {
+		return err
+	}
+	for i := range b.parent.Volumes {
+		v := &b.parent.Volumes[i]
+		for _, p := range v.Packs {
+			for k := range p.Sizes {
+				if n := (pack.Name{Run: p.Run, N: p.First + uint32(k)}); condemned[packKey(b.o.Stack, v.Name, n)] {
+					v.Rewrite.Packs = append(v.Rewrite.Packs, n.String())
+				}
+			}
+		}
+		for _, p := range v.Index {
+			for k := range p.Sizes {
+				if n := (pack.Name{Run: p.Run, N: p.First + uint32(k)}); condemned[indexKey(b.o.Stack, v.Name, n)] {
+					v.Rewrite.Index = append(v.Rewrite.Index, n.String())
+				}
+			}
+		}
+	}
+	return nil
+}
+
 // announce writes the intent, and only then makes sure that the parent still
 // is there: prune reads intents before manifests.
 func (b *backupRun) announce(ctx context.Context, now time.Time) error {
+	if err := b.renew(ctx, now); err != nil {
+		return err
+	}
+	if b.parent == nil {
+		return nil
+	}
+	_, err := b.w.Stat(ctx, snapshotKey(b.o.Stack, b.parent.Sequence, b.parent.id))
+	if errors.Is(err, store.ErrNotExist) {
+		b.parent = nil // was forgotten in between: take everything
+		return nil
+	}
+	return err
+}
+
+// renew writes an intent where the last one is half over.
+func (b *backupRun) renew(ctx context.Context, now time.Time) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.intents > 0 && now.Sub(b.renewed) < intentLife/2 {
+		return nil
+	}
 	in := intent{Run: b.run, Started: now, Expires: now.Add(intentLife)}
 	if b.parent != nil {
 		in.Parent = b.parent.id
@@ -247,18 +303,12 @@ func (b *backupRun) announce(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := b.w.Put(ctx, runKey(b.o.Stack, b.run, 0), append(data, '\n')); err != nil {
+	if err := b.w.Put(ctx, runKey(b.o.Stack, b.run, b.intents), append(data, '\n')); err != nil {
 		return fmt.Errorf("announce the backup in %s: %w", b.r.Location(), err)
 	}
-	if b.parent == nil {
-		return nil
-	}
-	_, err = b.w.Stat(ctx, snapshotKey(b.o.Stack, b.parent.Sequence, b.parent.id))
-	if errors.Is(err, store.ErrNotExist) {
-		b.parent = nil // was forgotten in between: take everything
-		return nil
-	}
-	return err
+	b.intents++
+	b.renewed = now
+	return nil
 }
 
 // inFlight is how many packs of a volume may be on their way to the target.
@@ -279,6 +329,9 @@ func (b *backupRun) volume(ctx context.Context, s Source, src *tree.Source) (err
 			}
 			if err := b.w.Put(ctx, k, data); err != nil {
 				return fmt.Errorf("write to %s: %w", b.r.Location(), err)
+			}
+			if err := b.renew(ctx, b.r.now().UTC()); err != nil {
+				return err
 			}
 			b.o.Progress.Stored.Add(int64(len(data)))
 			return nil

@@ -71,7 +71,7 @@ func (r *Repository) diffVolume(ctx context.Context, a, b *Manifest, name string
 			switch {
 			case x.Kind != y.Kind:
 				c.What = "type"
-			case x.Size != y.Size || x.Mtime != y.Mtime || x.Ctime != y.Ctime || x.Link != y.Link || x.Slot != y.Slot && x.Kind == index.File:
+			case x.Size != y.Size || x.Mtime != y.Mtime || x.Ctime != y.Ctime || x.Link != y.Link:
 				c.What = "changed"
 			}
 		}

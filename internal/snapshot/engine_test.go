@@ -139,7 +139,7 @@ func TestSnapshotsOfAChangingTreeRestoreIdentically(t *testing.T) {
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			w := newWorld(t)
-			testtree.Random(t, w.volume, seed, testtree.RandomOptions{Files: 150})
+			testtree.Random(t, w.volume, seed, testtree.RandomOptions{Files: 100, NoLarge: true})
 			var ids []string
 			var states []string
 			for step := range 6 {

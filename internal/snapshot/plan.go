@@ -49,7 +49,6 @@ type planner struct {
 	cur     *merged
 	entry   *index.Entry
 	removed string // topmost path on its way out
-	left    string // topmost path that was left out
 	err     error
 }
 

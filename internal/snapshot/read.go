@@ -35,6 +35,10 @@ func readSmall(n *tree.Node, limit int64, buf *[]byte) (c content) {
 		return c
 	}
 	defer f.Close()
+	if n.Stat.Nlink > 1 && st.Ino != n.Stat.Ino {
+		c.err = tree.ErrReplaced // other paths of the old file count on its content
+		return c
+	}
 	for range tries {
 		if st.Size > limit {
 			c.grown = true

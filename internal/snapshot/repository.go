@@ -9,13 +9,16 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -117,7 +120,7 @@ func Ensure(ctx context.Context, st store.Writer, o Options) (*Repository, error
 	}
 	// What restores without backupd lies beside the data. A run that was
 	// killed after the marker leaves this to the next.
-	for key, data := range map[string][]byte{restoreScriptKey: restoreScript, restoreNotesKey: restoreNotes} {
+	for key, data := range extras() {
 		if _, err := st.Stat(ctx, key); err == nil {
 			continue
 		} else if !errors.Is(err, store.ErrNotExist) {
@@ -128,6 +131,26 @@ func Ensure(ctx context.Context, st store.Writer, o Options) (*Repository, error
 		}
 	}
 	return r, nil
+}
+
+// extras are the objects that restore without backupd, as they are written.
+func extras() map[string][]byte {
+	return map[string][]byte{
+		restoreScriptKey: seal(restoreScriptKey, restoreScript),
+		restoreNotesKey:  seal(restoreNotesKey, restoreNotes),
+	}
+}
+
+// seal ends a text with a line of its checksum, so that damage is known to
+// versions with another text.
+func seal(key string, text []byte) []byte {
+	return fmt.Appendf(slices.Clip(text), "# sha256 %x\n", sha256.Sum256(append([]byte(key+"\n"), text...)))
+}
+
+// sealed says whether data is what seal returned for some text.
+func sealed(key string, data []byte) bool {
+	i := bytes.LastIndex(data, []byte("\n# sha256 ")) + 1
+	return i > 0 && bytes.Equal(seal(key, data[:i]), data)
 }
 
 func create(ctx context.Context, st store.Writer, o Options) (*Repository, error) {

@@ -70,6 +70,7 @@ type restore struct {
 	plan    *plan // nil: the volume is empty, everything is to be written
 	mu      sync.Mutex
 	stats   RestoreStats
+	root    *tarstream.Header // of the volume's root; read before the mark goes
 	// standIns are paths that get the content of a hard link's holder which is not included.
 	standIns map[string][]string
 }
@@ -96,8 +97,10 @@ func (r *Repository) Restore(ctx context.Context, m *Manifest, o RestoreOptions)
 		return nil, fmt.Errorf("restore volume %s to %s: %w", o.Volume, o.Path, err)
 	}
 	defer dest.Close()
-	run := &restore{r: r, m: m, v: r.reader(m, vol), o: o, dest: dest, include: include,
-		stats: RestoreStats{Snapshot: m.id, Volume: o.Volume, Path: o.Path, Warnings: []Warning{}}}
+	run := &restore{
+		r: r, m: m, v: r.reader(m, vol), o: o, dest: dest, include: include,
+		stats: RestoreStats{Snapshot: m.id, Volume: o.Volume, Path: o.Path, Warnings: []Warning{}},
+	}
 	o.Progress.TotalFiles.Add(int64(vol.Counts.Entries))
 	o.Progress.TotalBytes.Add(int64(vol.Counts.Bytes))
 	if err := run.run(ctx); err != nil {
@@ -121,8 +124,10 @@ func (r *restore) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	text, err := json.Marshal(mark{Snapshot: r.m.id, Volume: r.o.Volume, Started: r.r.now().UTC(), Fresh: fresh,
-		Note: "A backupd restore began here and did not end: this volume is not complete. Run the restore again."})
+	text, err := json.Marshal(mark{
+		Snapshot: r.m.id, Volume: r.o.Volume, Started: r.r.now().UTC(), Fresh: fresh,
+		Note: "A backupd restore began here and did not end: this volume is not complete. Run the restore again.",
+	})
 	if err != nil {
 		return err
 	}
@@ -141,7 +146,7 @@ func (r *restore) run(ctx context.Context) error {
 	if err := r.dest.RemoveMark(); err != nil {
 		return err
 	}
-	return r.finishRoot(ctx) // the mark's removal touched it
+	return r.finishRoot() // the mark's removal touched it
 }
 
 // explain adds what to do to the errors that a user can do something about.
@@ -477,6 +482,7 @@ func (r *restore) finishDirs(ctx context.Context) error {
 			h := open[len(open)-1]
 			open = open[:len(open)-1]
 			if h.Path == index.Root {
+				r.root = h
 				continue
 			}
 			if err := r.soft(h.Path, r.dest.FinishDir(h)); err != nil {
@@ -507,22 +513,12 @@ func (r *restore) finishDirs(ctx context.Context) error {
 	return finish(0)
 }
 
-// finishRoot gives the root its metadata, last of all.
-func (r *restore) finishRoot(ctx context.Context) error {
-	if len(r.include) > 0 {
+// finishRoot gives the root its metadata, last of all. It reads nothing from
+// the target: the mark is gone, so it must not fail for the target's sake.
+func (r *restore) finishRoot() error {
+	if len(r.include) > 0 || r.root == nil {
 		return nil
 	}
-	err := r.v.nodes(ctx, func(e *index.Entry, h *tarstream.Header) error {
-		if e.Path != index.Root {
-			return errStop
-		}
-		r.wrote(1, 0)
-		return r.explain(r.soft(e.Path, r.dest.FinishDir(h)))
-	})
-	if errors.Is(err, errStop) {
-		err = nil
-	}
-	return err
+	r.wrote(1, 0)
+	return r.explain(r.soft(index.Root, r.dest.FinishDir(r.root)))
 }
-
-var errStop = errors.New("stop")

@@ -100,10 +100,12 @@ tree() {
 	[ "$root" = null ] || printf '%s\n' "$root" | leaves "$(printf '%s' "$root" | jq .level)"
 }
 
-# unpack: extracts the frames on its input. Two blocks of zeros end an archive.
+# unpack: extracts the frames on its input. Two blocks of zeros end an
+# archive. A pipe's status is only tar's: what else fails says so on fd 3.
 unpack() {
-	{ zstd -dcq && dd if=/dev/zero bs=512 count=2 status=none; } |
-		tar -x -p --numeric-owner --xattrs --xattrs-include='*' -f - -C "$dir"
+	failed=$({ { zstd -dcq || echo zstd >&3; dd if=/dev/zero bs=512 count=2 status=none; } |
+		tar -x -p --numeric-owner --warning=no-timestamp --xattrs --xattrs-include='*' -f - -C "$dir" >&2 || echo tar >&3; } 3>&1)
+	[ -z "$failed" ] || die "the data is damaged, or could not be written (see above); $dir is not complete"
 }
 
 echo "restore.sh: files" >&2
@@ -112,7 +114,7 @@ if [ "$(printf '%s' "$of_volume" | jq .frames)" != null ]; then
 fi
 # Groups may hold files that the snapshot does not have any more: they go
 # before the directories are given their times.
-tree absent | frames index | { zstd -dcq 2>/dev/null || true; } | jq -r 'select(.old) | .path' |
+[ "$(printf '%s' "$of_volume" | jq .absent)" = null ] || tree absent | frames index | zstd -dcq | jq -r 'select(.old) | .path' |
 	while IFS= read -r path; do
 		name=$(printf '%b.' "$path") # the dot keeps newlines at the end
 		name=${name%.}
@@ -123,5 +125,9 @@ tree absent | frames index | { zstd -dcq 2>/dev/null || true; } | jq -r 'select(
 	done
 echo "restore.sh: directories and links" >&2
 tree nodes | jq -c '.tar[]' | frames packs | unpack
+# A damaged index would name fewer frames, and nothing above would notice.
+want=$(printf '%s' "$of_volume" | jq .counts.entries)
+have=$(find "$dir" ! -path "$dir/lost+found" -print0 | tr -dc '\0' | wc -c)
+[ "$want" -eq "$have" ] || die "$have entries were restored instead of $want: the index is damaged; $dir is not complete"
 echo "restore.sh: restored $volume to $dir" >&2
 # end of file

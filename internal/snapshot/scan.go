@@ -206,7 +206,7 @@ func (s *scanner) Skip(n *tree.Node) bool {
 	switch {
 	case s.v.exclude.match(s.v.name, n.Path, isDir), n.Path == tree.IncompleteMark:
 		return s.leaveOut(n, index.Excluded)
-	case !s.v.crossMounts && (n.Stat.MountRoot || n.Stat.Dev != s.rootDev):
+	case !s.v.crossMounts && (n.Stat.MountRoot || isDir && !n.Stat.MountKnown && n.Stat.Dev != s.rootDev):
 		return s.leaveOut(n, index.Mount)
 	case n.Stat.Type == 0:
 		return s.leaveOut(n, index.Socket)
@@ -268,8 +268,10 @@ func (s *scanner) decide(it *item) {
 			return
 		}
 		if it.kind == index.Link {
-			it.header = tarstream.Header{Path: it.path, Type: tarstream.Link, Link: it.link,
-				Mode: n.Stat.Mode, UID: n.Stat.UID, GID: n.Stat.GID, Mtime: n.Stat.Mtime}
+			it.header = tarstream.Header{
+				Path: it.path, Type: tarstream.Link, Link: it.link,
+				Mode: n.Stat.Mode, UID: n.Stat.UID, GID: n.Stat.GID, Mtime: n.Stat.Mtime,
+			}
 		}
 		return
 	}

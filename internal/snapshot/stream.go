@@ -16,6 +16,7 @@ import (
 	"github.com/disko/backupd/internal/snapshot/index"
 	"github.com/disko/backupd/internal/snapshot/pack"
 	"github.com/disko/backupd/internal/snapshot/tarstream"
+	"github.com/disko/backupd/internal/snapshot/tree"
 )
 
 const (
@@ -165,6 +166,9 @@ func (s *stream) large(it *item) (e index.Entry, dirty bool, err error) {
 		return e, false, err
 	}
 	defer f.Close()
+	if it.node.Stat.Nlink > 1 && st.Ino != it.node.Stat.Ino {
+		return e, false, tree.ErrReplaced // other paths of the old file count on its content
+	}
 	h := st.Header(it.path)
 	if h.Xattrs, err = f.Xattrs(); err != nil {
 		return e, false, err
@@ -240,7 +244,7 @@ func (s *stream) chunker(r io.Reader) (*chunkers.Chunker, error) {
 		s.ch.Reset(r)
 		return s.ch, nil
 	}
-	ch, err := chunkers.NewChunker("fastcdc", r, &chunkers.ChunkerOpts{MinSize: chunkMin, NormalSize: chunkAvg, MaxSize: chunkMax})
+	ch, err := chunkers.NewChunker("fastcdc-v1.0.0", r, &chunkers.ChunkerOpts{MinSize: chunkMin, NormalSize: chunkAvg, MaxSize: chunkMax})
 	if err != nil {
 		return nil, fmt.Errorf("chunker: %w", err)
 	}

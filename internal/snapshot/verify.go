@@ -98,20 +98,17 @@ func (v *verifier) damage(snapshot, object string, err error) {
 
 // extras checks what restores without backupd.
 func (v *verifier) extras(ctx context.Context) {
-	for key, want := range map[string][]byte{restoreScriptKey: restoreScript, restoreNotesKey: restoreNotes} {
+	for key := range extras() {
 		data, err := v.r.store.Get(ctx, key, 0, -1)
 		v.out.Objects++
 		switch {
 		case err != nil:
 			v.damage("", key, err)
-		case len(data) == 0 || string(data) != string(want) && !strings.Contains(string(data), endOfFile):
+		case !sealed(key, data):
 			v.damage("", key, errors.New("is cut or altered; remove it, the next backup writes it again"))
 		}
 	}
 }
-
-// endOfFile ends both files, so that a cut one is known.
-const endOfFile = "# end of file"
 
 // objects checks that all that a snapshot needs is there with its size.
 func (v *verifier) objects(ctx context.Context, m *Manifest) error {
@@ -203,7 +200,7 @@ func (v *verifier) volume(ctx context.Context, m *Manifest, vol *Volume) error {
 	if err != nil {
 		return err
 	}
-	dirs := []string{}
+	dirs, links := []string{}, []string{}
 	for {
 		e, _, err := all.next()
 		if err != nil {
@@ -222,6 +219,9 @@ func (v *verifier) volume(ctx context.Context, m *Manifest, vol *Volume) error {
 			return fmt.Errorf("%w: index has %q and not its directory", ErrDamaged, e.Path)
 		}
 		counts.Entries++
+		if e.Kind == index.Link {
+			links = append(links, e.Link)
+		}
 		switch e.Kind {
 		case index.Dir:
 			dirs = append(dirs, e.Path)
@@ -234,6 +234,18 @@ func (v *verifier) volume(ctx context.Context, m *Manifest, vol *Volume) error {
 	if counts.Entries != vol.Counts.Entries || counts.Files != vol.Counts.Files || counts.Bytes != vol.Counts.Bytes {
 		return fmt.Errorf("%w: the index has %d entries, %d files, %d bytes; the manifest says %d, %d, %d", ErrDamaged,
 			counts.Entries, counts.Files, counts.Bytes, vol.Counts.Entries, vol.Counts.Files, vol.Counts.Bytes)
+	}
+	for _, l := range links {
+		held, err := rd.find(ctx, index.Files, l)
+		if err == nil && held == nil {
+			held, err = rd.find(ctx, index.Nodes, l)
+		}
+		if err == nil && (held == nil || held.Kind == index.Dir || held.Kind == index.Link) {
+			err = fmt.Errorf("%w: a hard link leads to %q, which the snapshot does not have", ErrDamaged, l)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if err := slotsFit(ctx, rd, live); err != nil {
 		return err

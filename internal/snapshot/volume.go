@@ -120,6 +120,9 @@ type pass struct {
 	solid    string          // the last path that is in the stream and is no directory
 	forced   map[uint64]bool // groups that must not keep a stale member
 	line     []byte
+	// lost has the paths of hard-linked files that could not be stored, and
+	// the path that holds the content in their stead, once there is one.
+	lost map[string]string
 }
 
 // collector takes leaves in place of a builder, for later.
@@ -150,7 +153,7 @@ func (c countedPages) StorePage(raw []byte) (pack.Ref, error) {
 
 func (v *volumeRun) pass(ctx context.Context, b *base) (*Volume, map[uint64]bool, error) {
 	v.counts, v.warnings = Counts{}, nil
-	p := &pass{v: v, base: b, used: usage{}, usedIdx: usage{}, forced: map[uint64]bool{}}
+	p := &pass{v: v, base: b, used: usage{}, usedIdx: usage{}, forced: map[uint64]bool{}, lost: map[string]string{}}
 	pages := countedPages{v.pages, p.usedIdx}
 	for s := range p.leaves {
 		p.builders[s] = index.NewBuilder(pages)
@@ -197,7 +200,8 @@ func (v *volumeRun) pass(ctx context.Context, b *base) (*Volume, map[uint64]bool
 	if err := p.frameTable(ctx, vol, tail, pages); err != nil {
 		return nil, nil, err
 	}
-	return vol, p.forced, p.advise(vol)
+	p.advise(vol)
+	return vol, p.forced, nil
 }
 
 // use puts one item into the sections.
@@ -206,6 +210,7 @@ func (p *pass) use(it *item) error {
 		return err
 	}
 	v := p.v
+	p.promote(it)
 	e := index.Entry{Path: it.path, Kind: it.kind, Racy: it.racy}
 	if it.node != nil {
 		e.Mtime, e.Ctime, e.Ino = it.node.Stat.Mtime, it.node.Stat.Ctime, it.node.Stat.Ino
@@ -222,6 +227,8 @@ func (p *pass) use(it *item) error {
 		}
 	case it.kind == index.Unreadable:
 		v.warning(it.path, fmt.Errorf("not read: %w", it.err))
+	case it.kind == index.Mount:
+		v.addWarning(Warning{Path: index.Escape(it.path), What: "another file system is mounted here, left out; --cross-mounts takes it", Notice: true})
 	case it.kind == index.Socket:
 		v.addWarning(Warning{Path: index.Escape(it.path), What: "socket, left out", Notice: true})
 	case it.kind.Section() != index.Absent:
@@ -241,6 +248,9 @@ func (p *pass) use(it *item) error {
 	if !it.same {
 		p.stale(it, &e)
 	}
+	if it.node != nil && it.node.Stat.Nlink > 1 && it.kind != index.Link && e.Kind.Section() == index.Absent {
+		p.lost[it.path] = ""
+	}
 	if e.Kind.Section() == index.Absent {
 		e = index.Entry{Path: e.Path, Kind: e.Kind, Old: e.Old}
 		if e.Kind == index.Gone && len(e.Old) == 0 {
@@ -258,6 +268,25 @@ func (p *pass) use(it *item) error {
 		}
 	}
 	return p.add(&e, header, it)
+}
+
+// promote sees to a hard link whose first path could not be stored: the next
+// path of the file takes its place.
+func (p *pass) promote(it *item) {
+	if it.kind != index.Link {
+		return
+	}
+	now, lost := p.lost[it.link]
+	switch {
+	case !lost:
+	case now != "":
+		it.header.Link = now
+	case it.node.Stat.Type == tarstream.File:
+		p.lost[it.link] = it.path
+		it.kind = index.File
+	default:
+		it.kind, it.err = index.Unreadable, fmt.Errorf("%q, the same file, cannot be read", it.link)
+	}
 }
 
 // add writes an entry's line to its section.
@@ -282,6 +311,9 @@ func (p *pass) file(it *item, e *index.Entry) error {
 	v := p.v
 	unreadable := func(err error) {
 		*e = index.Entry{Path: it.path, Kind: index.Unreadable}
+		if it.link != "" {
+			p.lost[it.link] = "" // the next path has to hold the content
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			e.Kind = index.Gone // as if it had never been there
 			return
@@ -387,7 +419,7 @@ func (p *pass) frameTable(ctx context.Context, vol *Volume, tail *collector, pag
 }
 
 // advise notes what the next run should store again, and sums up what is used.
-func (p *pass) advise(vol *Volume) error {
+func (p *pass) advise(vol *Volume) {
 	if p.base != nil {
 		for _, s := range p.base.slots {
 			if s.live > 0 && s.members > 0 && s.live*2 < s.members {
@@ -396,7 +428,6 @@ func (p *pass) advise(vol *Volume) error {
 		}
 	}
 	p.v.used, p.v.usedIdx = p.used, p.usedIdx
-	return nil
 }
 
 // sparsePack is the share of a pack, in percent, below which what is still used

@@ -40,9 +40,11 @@ func TestRandomHasEveryFeature(t *testing.T) {
 		dir := t.TempDir()
 		Random(t, dir, seed, RandomOptions{Deep: true, Sockets: true})
 		has := features(t, dir)
-		need := []string{"empty file", "5 MiB", "symlink", "fifo", "socket", "linked file", "linked symlink", "linked fifo", "three names",
+		need := []string{
+			"empty file", "5 MiB", "symlink", "fifo", "socket", "linked file", "linked symlink", "linked fifo", "three names",
 			"sparse", "before 1970", "time zero", "after 2099", "mode 0555 directory", "mode 1777 directory", "set-uid", "set-gid", "long name",
-			"newline", "deep", "empty directory", "xattr user.", "xattr with =", "empty xattr", "ACL", "default ACL"}
+			"newline", "deep", "empty directory", "xattr user.", "xattr with =", "empty xattr", "ACL", "default ACL",
+		}
 		if os.Geteuid() == 0 {
 			need = append(need, "mode 0000 file", "character device", "block device", "large uid", "capability", "trusted")
 		}

@@ -128,7 +128,7 @@ func (l *Leaves) Add(hash uint64, line, header []byte, base *Item) error {
 	l.raw = append(l.raw, line...)
 	l.headers = append(l.headers, header...)
 	l.lines++
-	if cut(hash, 0) || l.lines >= maxLines || len(l.raw) >= maxBytes {
+	if cut(hash, 0) || l.lines >= maxLines || len(l.raw) >= maxBytes || len(l.headers) >= maxHeaders {
 		return l.flush(hash)
 	}
 	return nil

@@ -16,6 +16,8 @@ const (
 	// maxLines and maxBytes end a page where the hash does not.
 	maxLines = 256
 	maxBytes = 1 << 20
+	// maxHeaders ends a leaf whose entries have huge headers: readers hold all of them.
+	maxHeaders = 16 << 20
 	// maxLevel bounds the levels above the leaves: 64^8 lines.
 	maxLevel = 8
 )

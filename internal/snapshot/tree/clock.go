@@ -1,6 +1,8 @@
 package tree
 
 import (
+	"fmt"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/disko/backupd/internal/snapshot/tarstream"
@@ -48,7 +50,7 @@ func (s *Source) Trust() Trust {
 	if err := unix.Fstatfs(s.root.fd, &sfs); err != nil {
 		return Trust{FS: "unknown"}
 	}
-	known, ok := fileSystems[int64(sfs.Type)]
+	known, ok := fileSystems[sfs.Type]
 	if !ok {
 		return Trust{FS: "other"}
 	}
@@ -83,9 +85,9 @@ func after(a, b tarstream.Time) bool {
 
 // Identity tells one incarnation of a volume from another that has its name.
 type Identity struct {
-	FSID  [2]int32       `json:"fsid"`
-	Ino   uint64         `json:"ino,string"`
-	Btime tarstream.Time `json:"btime"`
+	FSID  [2]int32 `json:"fsid"`
+	Ino   uint64   `json:"ino,string"`
+	Btime string   `json:"btime"` // seconds and nanoseconds since 1970; "0.000000000" where there is none
 }
 
 // Identity returns the identity of the source's root.
@@ -94,5 +96,5 @@ func (s *Source) Identity() (Identity, error) {
 	if err := unix.Fstatfs(s.root.fd, &sfs); err != nil {
 		return Identity{}, err
 	}
-	return Identity{FSID: sfs.Fsid.Val, Ino: s.root.stat.Ino, Btime: s.root.stat.Btime}, nil
+	return Identity{FSID: sfs.Fsid.Val, Ino: s.root.stat.Ino, Btime: fmt.Sprintf("%d.%09d", s.root.stat.Btime.Sec, s.root.stat.Btime.Nsec)}, nil
 }

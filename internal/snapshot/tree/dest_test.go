@@ -153,8 +153,11 @@ func TestEveryTypeGetsItsMetadata(t *testing.T) {
 				}
 			}
 			h := &tarstream.Header{Path: "d/x", Type: tarstream.File, Mode: 0o4770, UID: 1, GID: 2, Mtime: old, Xattrs: []tarstream.Xattr{
-				{Name: "security.capability", Value: netBind}, {Name: "system.posix_acl_access", Value: acl(99)},
-				{Name: "trusted.a", Value: []byte{}}, {Name: "user.a=b", Value: bytes.Repeat([]byte{0xff}, 600)}}}
+				{Name: "security.capability", Value: netBind},
+				{Name: "system.posix_acl_access", Value: acl(99)},
+				{Name: "trusted.a", Value: []byte{}},
+				{Name: "user.a=b", Value: bytes.Repeat([]byte{0xff}, 600)},
+			}}
 			ok(t, d.WriteSmall(h, nil, replace))
 			all = append(all, h)
 			h = symlink("d/l", strings.Repeat("../x", 500))

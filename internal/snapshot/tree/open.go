@@ -15,9 +15,7 @@ var ErrReplaced = errors.New("was replaced by something else while it was read")
 
 // File is a regular file of a source, open for reading.
 type File struct {
-	fd  int
-	pos int64 // for Read
-	end int64
+	fd int
 }
 
 // Open opens a regular file and returns its stat at that moment.

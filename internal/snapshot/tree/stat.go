@@ -21,4 +21,7 @@ type Stat struct {
 	Ctime     tarstream.Time
 	Btime     tarstream.Time // zero where the file system has none
 	MountRoot bool           // a file system is mounted here
+	// MountKnown says that the kernel tells MountRoot (5.8 and later). A device
+	// number of its own is no sign of it: overlay and btrfs give such to what lies in one mount.
+	MountKnown bool
 }

@@ -30,7 +30,8 @@ func statAt(dirfd int, name string) (Stat, error) {
 		Size: int64(stx.Size), Blocks: int64(stx.Blocks), Nlink: stx.Nlink, Ino: stx.Ino,
 		Dev: uint64(stx.Dev_major)<<32 | uint64(stx.Dev_minor), Major: stx.Rdev_major, Minor: stx.Rdev_minor,
 		Mtime: statxTime(stx.Mtime), Ctime: statxTime(stx.Ctime), Btime: statxTime(stx.Btime),
-		MountRoot: stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0,
+		MountRoot:  stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0,
+		MountKnown: stx.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0,
 	}, nil
 }
 

@@ -138,6 +138,9 @@ func (s *Source) walk(ctx context.Context, d *dir, names []string, prefix string
 			self.retain() // for the walk, beside the node
 		}
 		if err := v.Visit(n); err != nil {
+			if self != nil {
+				self.release()
+			}
 			return err
 		}
 		if self != nil {

@@ -9,6 +9,7 @@ package directory
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -186,7 +187,9 @@ func place(from, to string) error {
 		return nil
 	}
 	// Whoever makes the reservation may rename; a killed one blocks this name only.
-	lock := filepath.Join(filepath.Dir(from), "lock-"+strings.ReplaceAll(filepath.Base(to), "/", "_"))
+	// Its name is the whole path's: a run's packs and index packs share their last components.
+	sum := sha256.Sum256([]byte(to))
+	lock := filepath.Join(filepath.Dir(from), "lock-"+hex.EncodeToString(sum[:16]))
 	if err := os.Mkdir(lock, dirMode); err != nil {
 		return err
 	}
@@ -250,6 +253,9 @@ func (t *Target) Get(ctx context.Context, key string, off, n int64) ([]byte, err
 
 func get(path string, off, n int64) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ENOTDIR) {
+		return nil, fs.ErrNotExist
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -257,6 +263,9 @@ func get(path string, off, n int64) ([]byte, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
+	}
+	if st.IsDir() {
+		return nil, fs.ErrNotExist // a prefix of keys
 	}
 	if !st.Mode().IsRegular() {
 		return nil, errors.New("is not a regular file")
@@ -287,7 +296,7 @@ func (t *Target) Stat(ctx context.Context, key string) (store.Info, error) {
 		return store.Info{}, err
 	}
 	st, err := os.Lstat(path)
-	if err == nil && !st.Mode().IsRegular() {
+	if errors.Is(err, syscall.ENOTDIR) || err == nil && !st.Mode().IsRegular() {
 		err = fs.ErrNotExist
 	}
 	if err != nil {
@@ -306,7 +315,7 @@ func (t *Target) List(ctx context.Context, prefix string) iter.Seq2[store.Info, 
 		}
 		top := filepath.Join(t.root, filepath.FromSlash(prefix))
 		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-			if errors.Is(err, fs.ErrNotExist) {
+			if absent(err) {
 				if path == top {
 					_, err := os.Stat(t.root)
 					return err
@@ -322,6 +331,9 @@ func (t *Target) List(ctx context.Context, prefix string) iter.Seq2[store.Info, 
 			rel, err := filepath.Rel(t.root, path)
 			if err != nil {
 				return err
+			}
+			if path == top && prefix != "" && !d.IsDir() {
+				return nil // an object's key and a slash
 			}
 			if d.IsDir() {
 				if rel == tmpDir || rel == "lost+found" {
@@ -356,17 +368,23 @@ func (t *Target) Delete(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// Not os.Remove: a directory is a prefix of keys and no object.
+	err = unix.Unlink(path)
+	if absent(err) || errors.Is(err, syscall.EISDIR) {
+		return nil
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil && !absent(err) {
 		return t.explain("delete", key, err)
 	}
-	return syncDirIfThere(filepath.Dir(path))
+	return nil
 }
 
-func syncDirIfThere(dir string) error {
-	if err := syncDir(dir); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+// absent says that there is nothing of a name, a part of which may be a file's.
+func absent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
 }
 
 // explain is the package's explain for an object; where the target itself is
