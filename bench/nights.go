@@ -86,6 +86,7 @@ func (b *bench) nightsRow(ctx context.Context) error {
 				changed += int64(float64(b.nightsDB<<20) * b.churn)
 			}
 		}
+		pastRacy() // as a day would
 		for _, t := range tools {
 			dir := filepath.Join(base, t.name)
 			run := t.backup(dir, tree)

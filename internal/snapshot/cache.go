@@ -77,7 +77,7 @@ func (c *cache) readAt(key string, p []byte, off int64) bool {
 			if len(c.open) < maxOpenCache {
 				break
 			}
-			old.Close()
+			_ = old.Close() // was only read
 			delete(c.open, k)
 		}
 		c.open[key] = f
@@ -91,7 +91,7 @@ func (c *cache) drop(key string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f := c.open[key]; f != nil {
-		f.Close()
+		_ = f.Close() // was only read
 		delete(c.open, key)
 	}
 	if c.dir != "" {
@@ -122,7 +122,7 @@ func (c *cache) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for k, f := range c.open {
-		f.Close()
+		_ = f.Close() // was only read
 		delete(c.open, k)
 	}
 }

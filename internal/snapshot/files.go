@@ -55,7 +55,7 @@ func (v *volumeReader) files(ctx context.Context, want func(e *index.Entry) bool
 type fileReader struct {
 	v    *volumeReader
 	g    *errgroup.Group
-	ctx  context.Context
+	ctx  context.Context //nolint:containedctx // lives as long as the one call that made it
 	open openSink
 }
 

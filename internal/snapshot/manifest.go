@@ -21,7 +21,7 @@ const FormatVersion = 1
 
 // maxManifest bounds a decoded manifest: sizes of packs are most of it, about
 // 10 bytes for 16 MiB.
-const maxManifest = 256 << 20
+const maxManifest = 64 << 20
 
 // Manifest is the object whose appearance commits a snapshot. It names all that the snapshot needs.
 type Manifest struct {

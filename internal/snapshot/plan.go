@@ -286,7 +286,7 @@ func (c *comparer) Done() error {
 }
 
 // Abort implements fileSink.
-func (c *comparer) Abort() { c.f.Close() }
+func (c *comparer) Abort() { _ = c.f.Close() }
 
 // zeroBetween says whether a file reads as zeros between two places.
 func zeroBetween(f io.ReaderAt, from, to int64) bool {

@@ -35,7 +35,7 @@ type item struct {
 type scanner struct {
 	v       *volumeRun
 	base    *base
-	ctx     context.Context
+	ctx     context.Context //nolint:containedctx // lives as long as the one call that made it
 	cur     *merged
 	entry   *index.Entry // the base's next
 	at      index.Item

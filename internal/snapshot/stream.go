@@ -47,7 +47,7 @@ func lastOfGroup(hash uint64, weight int) bool {
 type stream struct {
 	v      *volumeRun
 	g      *errgroup.Group // encoders
-	ctx    context.Context
+	ctx    context.Context //nolint:containedctx // lives as long as the one call that made it
 	cancel context.CancelCauseFunc
 	tail   *index.Leaves
 	next   uint64 // slot

@@ -324,7 +324,7 @@ func (p *pass) file(it *item, e *index.Entry) error {
 	if c := it.small; c != nil && !c.grown {
 		if c.err != nil {
 			unreadable(c.err)
-			return nil
+			return nil //nolint:nilerr // it is in the snapshot's warnings
 		}
 		v.read(len(c.data))
 		slot, off, err := p.stream.small(c, index.Hash(it.path))

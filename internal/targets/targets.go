@@ -30,9 +30,10 @@ func Parse(name string) (Location, error) {
 		}
 		name = rest
 	case ok:
-		return Location{}, fmt.Errorf("target %q: this version keeps snapshots in directories only; name one, as in --target /backups", name)
+		// Not the whole name: it may hold a password.
+		return Location{}, fmt.Errorf("target %s://...: this version keeps snapshots in directories only; name one, as in --target /backups", scheme)
 	case strings.HasPrefix(name, "rclone:"):
-		return Location{}, fmt.Errorf("target %q: this version keeps snapshots in directories only; name one, as in --target /backups", name)
+		return Location{}, fmt.Errorf("target rclone:...: this version keeps snapshots in directories only; name one, as in --target /backups")
 	}
 	if strings.IndexByte(name, 0) >= 0 {
 		return Location{}, fmt.Errorf("target %q: a path has no NUL", name)

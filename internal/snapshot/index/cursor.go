@@ -31,7 +31,7 @@ type Item struct {
 
 // lines walks the lines of a tree's leaves in order.
 type lines struct {
-	ctx   context.Context
+	ctx   context.Context //nolint:containedctx // lives as long as the one call that made it
 	pages PageReader
 	stack [][]Child // of each level, the children still to come, from the root down
 	seen  func(pack.Ref)

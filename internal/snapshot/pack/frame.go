@@ -107,7 +107,7 @@ func NewEncoder(level zstd.EncoderLevel) *Encoder {
 		enc, err := zstd.NewWriter(nil,
 			zstd.WithEncoderLevel(level), zstd.WithWindowSize(window),
 			zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(true),
-			zstd.WithZeroFrames(true)) // no bytes are a frame too
+			zstd.WithSingleSegment(true), zstd.WithZeroFrames(true)) // no bytes are a frame too
 		if err != nil {
 			panic(err) // the options are constants
 		}
@@ -145,7 +145,7 @@ func Decode(dst, stored []byte, ref Ref) ([]byte, error) {
 	if cap(dst) < int(ref.Raw) {
 		dst = make([]byte, 0, ref.Raw)
 	}
-	if !oneFrame(stored, ref.Raw) {
+	if !oneFrame(stored, uint64(ref.Raw)) {
 		return nil, fmt.Errorf("%w: frame %.12s in pack %s: not a zstd frame of %d bytes", ErrCorrupt, ref.ID, ref.Pack, ref.Raw)
 	}
 	dec := decoders.Get().(*zstd.Decoder)
@@ -160,20 +160,32 @@ func Decode(dst, stored []byte, ref Ref) ([]byte, error) {
 	return raw, nil
 }
 
-// oneFrame reads the frame header: a decoder would also accept skippable
-// frames and others behind the first, which could hide bytes.
-func oneFrame(stored []byte, raw uint32) bool {
+// oneFrame says whether stored is one zstd frame of raw bytes, with the header
+// that a writer gives it: a decoder would also accept skippable frames and
+// others behind the first, and bits and window sizes that change nothing, so
+// that damage to them would go unseen.
+func oneFrame(stored []byte, raw uint64) bool {
 	var h zstd.Header
-	if h.Decode(stored) != nil || h.Skippable || h.DictionaryID != 0 {
+	if raw == 0 {
+		return bytes.Equal(stored, emptyFrame())
+	}
+	if h.Decode(stored) != nil || h.Skippable || !h.HasCheckSum || !h.SingleSegment || !h.HasFCS || h.FrameContentSize != raw {
 		return false
 	}
-	return (!h.HasFCS || h.FrameContentSize == uint64(raw)) && frameLen(stored) == len(stored)
+	return stored[4]&0x1b == 0 && frameLen(stored) == len(stored)
 }
+
+// emptyFrame is the frame of no bytes.
+var emptyFrame = sync.OnceValue(func() []byte { return NewEncoder(Fast).Encode(nil, nil) })
 
 // DecodeDocument decodes a small document stored as one zstd frame, such as a
 // manifest; limit is the most it may hold in bytes.
 func DecodeDocument(stored []byte, limit uint64) ([]byte, error) {
-	dec, err := zstd.NewReader(bytes.NewReader(stored), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(limit), zstd.WithDecoderMaxWindow(MaxFrame))
+	var h zstd.Header
+	if err := h.Decode(stored); err != nil || h.FrameContentSize > limit || !oneFrame(stored, h.FrameContentSize) {
+		return nil, fmt.Errorf("%w: not one zstd frame of at most %d bytes", ErrCorrupt, limit)
+	}
+	dec, err := zstd.NewReader(bytes.NewReader(stored), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(limit), zstd.WithDecoderMaxWindow(limit))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -183,8 +195,8 @@ func DecodeDocument(stored []byte, limit uint64) ([]byte, error) {
 	if _, err := buf.ReadFrom(io.LimitReader(dec, int64(limit)+1)); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	if uint64(buf.Len()) > limit {
-		return nil, fmt.Errorf("%w: document of more than %d bytes", ErrCorrupt, limit)
+	if uint64(buf.Len()) != h.FrameContentSize {
+		return nil, fmt.Errorf("%w: document of %d bytes instead of %d", ErrCorrupt, buf.Len(), h.FrameContentSize)
 	}
 	return buf.Bytes(), nil
 }

@@ -43,7 +43,7 @@ type TableEntry struct {
 type Writer struct {
 	run  string
 	put  func(ctx context.Context, name Name, data []byte) error
-	ctx  context.Context // of the uploads' group; ends at the first failure
+	ctx  context.Context //nolint:containedctx // of the uploads' group; ends at the first failure
 	g    *errgroup.Group
 	free chan []byte // buffers of packs that were put; its capacity bounds them
 

@@ -5,6 +5,7 @@ package tree
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 
 	"golang.org/x/sys/unix"
 
@@ -129,7 +130,7 @@ func (f *DestFile) Finish() error {
 	}
 	err = unix.Close(f.fd)
 	f.fd = -1
-	if err != nil && err != unix.EINTR { // network file systems say here that they are full
+	if err != nil && !errors.Is(err, unix.EINTR) { // network file systems say here that they are full
 		f.Abort()
 		return act("close", f.h.Path, err)
 	}
