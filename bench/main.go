@@ -133,14 +133,18 @@ func run(ctx context.Context, args []string) (err error) {
 	if b.self, err = os.Executable(); err != nil {
 		return err
 	}
-	if b.work == "" {
-		if b.work, err = os.MkdirTemp("", "backupd-bench-"); err != nil {
+	if b.work != "" {
+		if err := os.MkdirAll(b.work, 0o755); err != nil {
 			return err
 		}
-	} else if b.work, err = filepath.Abs(b.work); err != nil {
-		return err
 	}
-	if err := os.MkdirAll(b.work, 0o755); err != nil {
+	// What is removed at the end is never a directory that was there before.
+	if !b.keep || b.work == "" {
+		if b.work, err = os.MkdirTemp(b.work, "backupd-bench-"); err != nil {
+			return err
+		}
+	}
+	if b.work, err = filepath.Abs(b.work); err != nil {
 		return err
 	}
 	// PostgreSQL runs as its own user and must get through.

@@ -387,7 +387,7 @@ func (b *bench) scaleRow(ctx context.Context) error {
 }
 
 func (b *bench) scaleTo(ctx context.Context, count int, show bool) error {
-	s, err := b.tiny(count)
+	s, err := b.tiny(ctx, count)
 	if err != nil {
 		return err
 	}

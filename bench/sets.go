@@ -192,7 +192,7 @@ func postgresqlBin() (string, error) {
 }
 
 // tiny makes count files of 100 to 900 bytes, 250 to a directory.
-func (b *bench) tiny(count int) (*set, error) {
+func (b *bench) tiny(ctx context.Context, count int) (*set, error) {
 	s := &set{name: fmt.Sprintf("%d tiny files", count), dir: filepath.Join(b.work, fmt.Sprintf("set-tiny-%d", count)), files: count}
 	if err := os.RemoveAll(s.dir); err != nil {
 		return nil, err
@@ -205,6 +205,9 @@ func (b *bench) tiny(count int) (*set, error) {
 	sub := ""
 	for i := range count {
 		if i%250 == 0 {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
 			sub = filepath.Join(s.dir, fmt.Sprintf("%03d", i/250/100), fmt.Sprintf("%02d", i/250%100))
 			if err := os.MkdirAll(sub, 0o755); err != nil {
 				return nil, err
