@@ -311,6 +311,10 @@ func (b *backupRun) renew(ctx context.Context, now time.Time) error {
 	return nil
 }
 
+// indexPackSize is when a pack of index pages is closed: there are few, and
+// memory for a large one would mostly lie idle.
+const indexPackSize = 4 << 20
+
 // inFlight is how many packs of a volume may be on their way to the target.
 const inFlight = 2
 
@@ -354,11 +358,15 @@ func (b *backupRun) volume(ctx context.Context, s Source, src *tree.Source) (err
 	}()
 	v := &volumeRun{
 		run: b.run, name: s.Name, src: src, trust: src.Trust(), exclude: exclude, pick: b.o.Pick, crossMounts: b.o.CrossMounts,
-		readers: max(2, runtime.GOMAXPROCS(0)), encoders: runtime.GOMAXPROCS(0), buffers: bufferPool(),
+		readers: max(2, runtime.GOMAXPROCS(0)), encoders: runtime.GOMAXPROCS(0),
 		frames: newFrameStore(dataPacks, pack.NewEncoder(pack.Fast)), pages: newFrameStore(indexPacks, pack.NewEncoder(pack.Dense)),
 		progress: b.o.Progress, expiredIdx: map[pack.Name]bool{},
 		warn: func(w Warning) { b.o.Warn(s.Name, w) },
 	}
+	for i := range v.buffers {
+		v.buffers[i].New = func() any { return new([]byte) }
+	}
+	indexPacks.Size = indexPackSize
 	if forceTrust {
 		v.trust = tree.Settled()
 	}

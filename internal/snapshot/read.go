@@ -73,7 +73,7 @@ func (c *content) read(path string, f *tree.File, st tree.Stat) error {
 		return err
 	}
 	if n := int(c.header.DataSize()); cap(*c.buf) < n {
-		*c.buf = make([]byte, max(n, 32<<10))
+		*c.buf = make([]byte, max(n, smallBuffer))
 	}
 	c.data = (*c.buf)[:0]
 	extents := c.header.Sparse

@@ -22,6 +22,7 @@ type item struct {
 	link   string       // holder's path, of a Link
 	racy   bool         // its stat will not be trusted next time
 	same   bool         // unchanged against the base
+	kept   bool         // was read, and is what the base has
 	base   *index.Entry // nil: the base does not have it
 	at     index.Item   // where the base has it
 	header tarstream.Header
@@ -78,7 +79,7 @@ func (v *volumeRun) scan(ctx context.Context, b *base, use func(*item) error) er
 	for range v.readers {
 		g.Go(func() error {
 			for it := range s.reads {
-				c := content{err: ctx.Err(), buf: v.buffers.Get().(*[]byte)}
+				c := content{err: ctx.Err(), buf: v.buffer(it.node.Stat.Size).Get().(*[]byte)}
 				if c.err == nil {
 					c = readSmall(it.node, smallMax, c.buf)
 				}
@@ -99,7 +100,7 @@ func (v *volumeRun) scan(ctx context.Context, b *base, use func(*item) error) er
 			}
 		}
 		if it.small != nil {
-			v.buffers.Put(it.small.buf)
+			v.buffer(it.node.Stat.Size).Put(it.small.buf)
 			s.memory.Release(it.node.Stat.Size)
 		}
 		if it.node != nil {
@@ -308,5 +309,14 @@ func (s *scanner) unchanged(it *item) bool {
 	return slot != nil && !slot.dying
 }
 
-// bufferPool gives readers their memory.
-func bufferPool() *sync.Pool { return &sync.Pool{New: func() any { return new([]byte) }} }
+// smallBuffer divides the readers' buffers in two classes, lest each of
+// those that wait in a pool grows to the largest file that it ever held.
+const smallBuffer = 32 << 10
+
+// buffer is where readers get the memory for a file of that size.
+func (v *volumeRun) buffer(size int64) *sync.Pool {
+	if size <= smallBuffer {
+		return &v.buffers[0]
+	}
+	return &v.buffers[1]
+}

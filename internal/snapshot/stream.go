@@ -2,6 +2,8 @@ package snapshot
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -108,6 +110,19 @@ func (s *stream) open() *slotJob {
 	s.next++
 	s.queue = append(s.queue, j)
 	return j
+}
+
+// sum is what a racy file is known by: its header and content.
+func (s *stream) sum(c *content) (string, error) {
+	header, err := c.header.Append(s.header[:0])
+	if err != nil {
+		return "", err
+	}
+	s.header = header
+	h := sha256.New()
+	h.Write(header)
+	h.Write(c.data)
+	return hex.EncodeToString(h.Sum(nil)[:16]), nil
 }
 
 // small adds a small file to the open group and returns where it lies.

@@ -25,10 +25,10 @@ type volumeRun struct {
 	crossMounts bool
 	readers     int
 	encoders    int
-	buffers     *sync.Pool
-	frames      *frameStore // of the stream
-	pages       *frameStore // of the index
-	pg          *pages      // reads the base's pages, and those of this run
+	buffers     [2]sync.Pool // of memory for readers
+	frames      *frameStore  // of the stream
+	pages       *frameStore  // of the index
+	pg          *pages       // reads the base's pages, and those of this run
 	progress    *Progress
 	stats       VolumeStats
 	warn        func(Warning)
@@ -245,7 +245,7 @@ func (p *pass) use(it *item) error {
 			header = nil
 		}
 	}
-	if !it.same {
+	if !it.same && !it.kept {
 		p.stale(it, &e)
 	}
 	if it.node != nil && it.node.Stat.Nlink > 1 && it.kind != index.Link && e.Kind.Section() == index.Absent {
@@ -327,12 +327,9 @@ func (p *pass) file(it *item, e *index.Entry) error {
 			return nil //nolint:nilerr // it is in the snapshot's warnings
 		}
 		v.read(len(c.data))
-		slot, off, err := p.stream.small(c, index.Hash(it.path))
-		if err != nil {
+		if err := p.small(it, e); err != nil {
 			return fmt.Errorf("store %q: %w", it.path, err)
 		}
-		e.Size, e.Mtime, e.Ctime, e.Ino = c.header.Size, c.stat.Mtime, c.stat.Ctime, c.stat.Ino
-		e.Slot, e.Off = slot, off
 		dirty = c.dirty
 	} else {
 		large, changed, err := p.stream.large(it)
@@ -352,6 +349,33 @@ func (p *pass) file(it *item, e *index.Entry) error {
 		v.warning(it.path, errors.New("changed while it was read; its content may be torn"))
 	}
 	return nil
+}
+
+// small stores a small file, unless the base has it and only its stat was in doubt.
+func (p *pass) small(it *item, e *index.Entry) (err error) {
+	c := it.small
+	e.Size, e.Mtime, e.Ctime, e.Ino = c.header.Size, c.stat.Mtime, c.stat.Ctime, c.stat.Ino
+	doubted := it.base != nil && it.base.Kind == index.File && it.base.Sum != ""
+	e.Racy = e.Racy || c.dirty
+	sum := ""
+	if e.Racy || doubted {
+		if sum, err = p.stream.sum(c); err != nil {
+			return err
+		}
+	}
+	if e.Racy {
+		e.Sum = sum
+	}
+	if doubted && it.base.Sum == sum {
+		if slot := p.base.slot(it.base.Slot); slot != nil && !slot.dying && slot.members > 0 {
+			slot.live++
+			e.Slot, e.Off, e.Old = it.base.Slot, it.base.Off, it.base.Old
+			it.kept = true
+			return nil
+		}
+	}
+	e.Slot, e.Off, err = p.stream.small(c, index.Hash(it.path))
+	return err
 }
 
 // stale sees to the members of kept groups that bear a path which the

@@ -6,6 +6,7 @@ package targets
 import (
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/disko/backupd/internal/store"
@@ -17,6 +18,10 @@ type Location struct {
 	Scheme string // "directory"
 	Path   string // absolute
 }
+
+// remote is how rclone and restic name places, as in s3:bucket. Taken for a
+// relative path, a slip would make a directory and keep the backups there.
+var remote = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+-]+:`)
 
 // Parse reads the name of a target: a path, or file:///path.
 func Parse(name string) (Location, error) {
@@ -31,9 +36,10 @@ func Parse(name string) (Location, error) {
 		name = rest
 	case ok:
 		// Not the whole name: it may hold a password.
-		return Location{}, fmt.Errorf("target %s://...: this version keeps snapshots in directories only; name one, as in --target /backups", scheme)
-	case strings.HasPrefix(name, "rclone:"):
-		return Location{}, fmt.Errorf("target rclone:...: this version keeps snapshots in directories only; name one, as in --target /backups")
+		return Location{}, fmt.Errorf("target %q: this version keeps snapshots in directories only; name one, as in --target /backups", scheme+"://...")
+	case remote.MatchString(name):
+		scheme, _, _ = strings.Cut(name, ":")
+		return Location{}, fmt.Errorf("target %q: this version keeps snapshots in directories only; name one, as in --target /backups, and one with a colon as ./NAME", scheme+":...")
 	}
 	if strings.IndexByte(name, 0) >= 0 {
 		return Location{}, fmt.Errorf("target %q: a path has no NUL", name)

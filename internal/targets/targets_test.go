@@ -26,7 +26,6 @@ func TestNamesOfTargets(t *testing.T) {
 		"file:///a%20b":    "/a%20b", // a path, not a URL: nothing is decoded
 		"/with:colon":      "/with:colon",
 		"/\xff\n":          "/\xff\n",
-		"file:/backups":    filepath.Join(wd, "file:/backups"),
 		" /leading-space":  filepath.Join(wd, " /leading-space"),
 		"/trailing-space ": "/trailing-space ",
 		"~":                filepath.Join(wd, "~"), // the shell's business
@@ -49,6 +48,8 @@ func TestNamesThatAreNoTargetSayWhatToDo(t *testing.T) {
 		"FILE:///x":         "directories only",
 		"://x":              "directories only",
 		"rclone:remote:x":   "directories only",
+		"s3:bucket":         "./NAME",
+		"file:/backups":     "./NAME",
 		"a\x00b":            "NUL",
 		"file:///a\x00b":    "NUL",
 	} {

@@ -115,8 +115,12 @@ type Entry struct {
 	Off   uint32 // files: bytes from the slot's start to the entry's header
 	Link  string // links: the path that holds the content
 	// Racy says that the file was changed so shortly before it was read, or while,
-	// that a later change may leave its times as they are: read it next time.
+	// that a later change may leave its times as they are, or that its file system's
+	// times mean nothing: read it next time.
 	Racy bool
+	// Sum is, of a racy file in a group, the first half of the SHA-256 of its tar
+	// header and content, in hex: if it is the same next time, the file stays where it is.
+	Sum string
 	// Old lists the slots of earlier groups that still hold a stale member of this path, ascending.
 	Old []uint64
 }
@@ -155,7 +159,9 @@ func (e *Entry) AppendTo(dst []byte) []byte {
 		dst = append(dst, '"')
 	}
 	if e.Racy {
-		dst = append(dst, `,"racy":true`...)
+		dst = append(dst, `,"racy":"`...)
+		dst = append(dst, e.Sum...)
+		dst = append(dst, '"')
 	}
 	for i, s := range e.Old {
 		if i == 0 {
@@ -235,7 +241,9 @@ func ParseEntry(line []byte) (Entry, error) {
 		e.Link = s.path()
 		s.check(tarstream.CheckPath(e.Link))
 	}
-	e.Racy = s.opt(`,"racy":true`)
+	if e.Racy = s.opt(`,"racy":"`); e.Racy {
+		e.Sum = s.sum()
+	}
 	if s.opt(`,"old":[`) {
 		for {
 			e.Old = append(e.Old, s.uint())
@@ -303,6 +311,15 @@ func (s *scanner) str() []byte {
 	b := s.rest[:i]
 	s.rest = s.rest[i+1:]
 	return b
+}
+
+// sum is nothing, or 32 hex digits.
+func (s *scanner) sum() string {
+	b := s.str()
+	if len(b) != 0 && (len(b) != 32 || !pack.ValidRun(string(b[:16])) || !pack.ValidRun(string(b[16:]))) {
+		s.fail("bad sum")
+	}
+	return string(b)
 }
 
 func (s *scanner) path() string {

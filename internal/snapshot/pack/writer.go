@@ -41,6 +41,10 @@ type TableEntry struct {
 // at once. Its memory is bounded by the number of packs under way. Safe for
 // concurrent use.
 type Writer struct {
+	// Size is when a pack is closed, in bytes: TargetSize, or set to less
+	// before the first Add.
+	Size int
+
 	run  string
 	put  func(ctx context.Context, name Name, data []byte) error
 	ctx  context.Context //nolint:containedctx // of the uploads' group; ends at the first failure
@@ -60,7 +64,7 @@ type Writer struct {
 func NewWriter(ctx context.Context, run string, inFlight int, put func(ctx context.Context, name Name, data []byte) error) *Writer {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(inFlight)
-	w := &Writer{run: run, put: put, ctx: ctx, g: g, free: make(chan []byte, inFlight+1)}
+	w := &Writer{Size: TargetSize, run: run, put: put, ctx: ctx, g: g, free: make(chan []byte, inFlight+1)}
 	for range inFlight + 1 {
 		w.free <- nil
 	}
@@ -72,7 +76,7 @@ func NewWriter(ctx context.Context, run string, inFlight int, put func(ctx conte
 func (w *Writer) Add(id ID, raw int, frame []byte) (Ref, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.buf) > 0 && (len(w.buf)+len(frame) > TargetSize || len(w.table) >= maxFrames) {
+	if len(w.buf) > 0 && (len(w.buf)+len(frame) > w.Size || len(w.table) >= maxFrames) {
 		w.seal()
 	}
 	// A buffer is taken only where a frame will go into it: Flush waits for
@@ -93,7 +97,7 @@ func (w *Writer) Add(id ID, raw int, frame []byte) (Ref, error) {
 		// A small run stays small; a large one needs a whole pack's memory at once.
 		grown := make([]byte, len(w.buf), max(need, firstBuffer))
 		if len(w.buf) > 0 {
-			grown = make([]byte, len(w.buf), max(need, TargetSize)+tableSlack)
+			grown = make([]byte, len(w.buf), max(need, w.Size)+tableSlack)
 		}
 		copy(grown, w.buf)
 		w.buf = grown
