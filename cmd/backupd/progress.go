@@ -66,6 +66,9 @@ func (s *shown) update() {
 		return
 	}
 	done, total := s.p.Bytes.Load(), s.p.TotalBytes.Load()
+	if total == 0 {
+		return // a first backup: nobody knows how much there is
+	}
 	// The total is an estimate: the bar must not be complete before its time.
 	s.bar.SetTotal(max(total, done)+1, false)
 	s.bar.SetCurrent(done)

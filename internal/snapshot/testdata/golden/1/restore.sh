@@ -1,0 +1,134 @@
+#!/bin/sh
+# Restores one volume from this backupd repository without backupd.
+# It needs sh, jq, dd, zstd and GNU tar, and reads docs/format.md's version 1.
+set -eu
+export LC_ALL=C
+
+usage() {
+	cat >&2 <<'EOF'
+usage: sh restore.sh                                  lists the snapshots
+       sh restore.sh SNAPSHOT STACK VOLUME DIRECTORY  restores one volume
+
+SNAPSHOT is an id, the beginning of one, or "latest". DIRECTORY must be empty.
+The repository is the directory that this script lies in; REPOSITORY=DIR names another.
+Run it as root to get owners, devices and all attributes back.
+EOF
+	exit 2
+}
+
+die() {
+	echo "restore.sh: $*" >&2
+	exit 1
+}
+
+for tool in jq dd zstd tar; do
+	command -v "$tool" >/dev/null || die "$tool is not installed; install it (Debian: apt-get install jq zstd tar coreutils) and run this again"
+done
+tar --version | grep -q 'GNU tar' || die "tar is not GNU tar, and others lose data; install GNU tar"
+repo=${REPOSITORY:-$(dirname "$0")}
+[ -f "$repo/backupd.json" ] || die "there is no backupd.json in $repo; set REPOSITORY to the repository's directory"
+format=$(jq .format "$repo/backupd.json")
+[ "$format" = 1 ] || die "the repository has format $format, this script reads 1"
+
+# manifest FILE: the manifest's JSON, after its checksum was compared.
+manifest() {
+	want=$(zstd -dcq <"$1" | sed -n 2p | jq -r .sha256)
+	if command -v sha256sum >/dev/null; then
+		have=$(zstd -dcq <"$1" | head -n 1 | tr -d '\n' | sha256sum | cut -d ' ' -f 1)
+		[ "$want" = "$have" ] || die "$1 is damaged: its checksum does not match; choose another snapshot"
+	fi
+	zstd -dcq <"$1" | head -n 1
+}
+
+if [ $# -eq 0 ]; then
+	for f in "$repo"/stacks/*/snapshots/*; do
+		[ -f "$f" ] || die "there is no snapshot in $repo"
+		manifest "$f" | jq -r --arg id "${f##*-}" '"\($id)  \(.finished[0:19])  \(.stack)  \([.volumes[].name] | join(" "))"'
+	done
+	exit
+fi
+[ $# -eq 4 ] || usage
+snapshot=$1 stack=$2 volume=$3 dir=$4
+
+case $snapshot in
+latest) found=$(ls "$repo/stacks/$stack/snapshots" 2>/dev/null | sort -n | tail -n 1) ;;
+*) found=$(ls "$repo/stacks/$stack/snapshots" 2>/dev/null | grep -e "-$snapshot" || true) ;;
+esac
+[ -n "$found" ] || die "stack $stack has no snapshot $snapshot in $repo; without arguments this script lists them"
+[ "$(printf '%s\n' "$found" | wc -l)" -eq 1 ] || die "$snapshot is the beginning of several ids; give more of it"
+of_volume=$(manifest "$repo/stacks/$stack/snapshots/$found" | jq -c --arg v "$volume" '.volumes[] | select(.name == $v)')
+[ -n "$of_volume" ] || die "that snapshot has no volume $volume"
+objects=$repo/stacks/$stack/volumes/$volume
+
+# Everything must be there before anything is written.
+for kind in packs index; do
+	printf '%s' "$of_volume" | jq -r --arg k "$kind" '.[$k][] | .run as $r | .first as $f | .sizes | to_entries[] | "\($r)-\($f + .key) \(.value)"' |
+		while read -r name size; do
+			[ -f "$objects/$kind/$name" ] && [ "$(wc -c <"$objects/$kind/$name")" -eq "$size" ] ||
+				die "$objects/$kind/$name is missing or cut; choose another snapshot"
+		done || exit 1
+done
+
+mkdir -p "$dir"
+[ -z "$(ls -A "$dir" | grep -v '^lost+found$' || true)" ] || die "$dir is not empty; nothing was changed"
+
+# frames KIND: copies the frames that lines of references on its input name;
+# those that lie one behind the other in one go.
+frames() {
+	jq -r '"\(.pack) \(.off) \(.len)"' | awk '
+		$1 == pack && $2 == off + len && len < 67108864 { len += $3; next }
+		pack != "" { print pack, off, len }
+		{ pack = $1; off = $2; len = $3 }
+		END { if (pack != "") print pack, off, len }' |
+		while read -r pack off len; do
+			dd if="$objects/$1/$pack" iflag=skip_bytes,count_bytes skip="$off" count="$len" bs=1M status=none
+		done
+}
+
+# leaves LEVEL: from references to pages of a level, on its input, to those of the leaves.
+leaves() {
+	if [ "$1" -eq 0 ]; then
+		cat
+	else
+		frames index | zstd -dcq | leaves $(($1 - 1))
+	fi
+}
+
+# tree NAME: references to the leaves of one of the volume's trees.
+tree() {
+	root=$(printf '%s' "$of_volume" | jq -c --arg t "$1" '.[$t]')
+	[ "$root" = null ] || printf '%s\n' "$root" | leaves "$(printf '%s' "$root" | jq .level)"
+}
+
+# unpack: extracts the frames on its input. Two blocks of zeros end an
+# archive. A pipe's status is only tar's: what else fails says so on fd 3.
+unpack() {
+	failed=$({ { zstd -dcq || echo zstd >&3; dd if=/dev/zero bs=512 count=2 status=none; } |
+		tar -x -p --numeric-owner --warning=no-timestamp --xattrs --xattrs-include='*' -f - -C "$dir" >&2 || echo tar >&3; } 3>&1)
+	[ -z "$failed" ] || die "the data is damaged, or could not be written (see above); $dir is not complete"
+}
+
+echo "restore.sh: files" >&2
+if [ "$(printf '%s' "$of_volume" | jq .frames)" != null ]; then
+	tree frames | frames index | zstd -dcq | frames packs | unpack
+fi
+# Groups may hold files that the snapshot does not have any more: they go
+# before the directories are given their times.
+[ "$(printf '%s' "$of_volume" | jq .absent)" = null ] || tree absent | frames index | zstd -dcq | jq -r 'select(.old) | .path' |
+	while IFS= read -r path; do
+		name=$(printf '%b.' "$path") # the dot keeps newlines at the end
+		name=${name%.}
+		rm -f -- "$dir/$name"
+		case $name in
+		*/*) (cd "$dir" && rmdir -p --ignore-fail-on-non-empty -- "${name%/*}" 2>/dev/null) || true ;;
+		esac
+	done
+echo "restore.sh: directories and links" >&2
+tree nodes | jq -c '.tar[]' | frames packs | unpack
+# A damaged index would name fewer frames, and nothing above would notice.
+want=$(printf '%s' "$of_volume" | jq .counts.entries)
+have=$(find "$dir" ! -path "$dir/lost+found" -print0 | tr -dc '\0' | wc -c)
+[ "$want" -eq "$have" ] || die "$have entries were restored instead of $want: the index is damaged; $dir is not complete"
+echo "restore.sh: restored $volume to $dir" >&2
+# end of file
+# sha256 08b68859014a71b53705fc6e80b6c96f426e656187b74f4b5fa7d98c93c0f9b9
