@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -98,13 +99,7 @@ func TestGoReadsWhatAppendWrites(t *testing.T) {
 }
 
 func TestGNUTarUnpacksWhatAppendWrites(t *testing.T) {
-	tarPath, err := exec.LookPath("tar")
-	if err != nil {
-		t.Skip("no tar here")
-	}
-	if v, _ := exec.Command(tarPath, "--version").Output(); !bytes.Contains(v, []byte("GNU tar")) {
-		t.Skip("tar is not GNU tar")
-	}
+	tarPath := gnuTar(t)
 	if os.Geteuid() != 0 {
 		t.Skip("owners and device nodes need root")
 	}
@@ -113,6 +108,11 @@ func TestGNUTarUnpacksWhatAppendWrites(t *testing.T) {
 		{Path: "loop", Type: Block, Mode: 0o660, GID: 6, Major: 259, Minor: 70_000},
 		{Path: "holder", Type: File, Mode: 0o640, UID: 3, GID: 4, Size: 700, Mtime: Time{Sec: -7, Nsec: 7}},
 		{Path: "other name\n", Type: Link, Link: "holder", Mode: 0o640, UID: 3, GID: 4, Mtime: Time{Sec: -7, Nsec: 7}},
+		{Path: `back\slash\n\101`, Type: File, Size: 1, Mtime: Time{Nsec: 999_999_999}},
+		{Path: "ends in newline\n", Type: Dir, Mode: 0o500, Mtime: Time{Sec: -2, Nsec: 10}},
+		{Path: strings.Repeat("\xff", 255), Type: File, Mode: 0o4711, UID: 5, Size: 1},
+		{Path: "slash", Type: Symlink, Link: "to/", Mode: 0o777, Mtime: Time{Sec: -3, Nsec: 100}},
+		{Path: "names", Type: File, Xattrs: []Xattr{{"user.%25=%3D\n=", []byte("=\x00\n")}, {"user." + strings.Repeat("n", 250), []byte{0}}}},
 		{Path: "trusted", Type: File, Xattrs: []Xattr{{"trusted.overlay", []byte("y\x00z")}}},
 		{Path: "dir-with-attributes", Type: Dir, Mode: 0o2750, Mtime: Time{Sec: -1, Nsec: 1}, Xattrs: []Xattr{{"user.d", []byte("1")}}},
 	}
@@ -151,6 +151,61 @@ func TestGNUTarUnpacksWhatAppendWrites(t *testing.T) {
 	for i := range list {
 		checkFile(t, dir, &list[i])
 	}
+}
+
+// TestGNUTarFindsItsWayPastHugeFiles: more than 8 GiB of stored data take a
+// size record, which must lead to the next entry and not become a sparse file's size.
+func TestGNUTarFindsItsWayPastHugeFiles(t *testing.T) {
+	tarPath := gnuTar(t)
+	f, err := os.Create(filepath.Join(t.TempDir(), "huge.tar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var end int64
+	var want strings.Builder
+	for _, h := range []Header{
+		{Path: "sparse", Type: File, Size: 20 << 30, Sparse: []Extent{{4096, 9 << 30}}},
+		{Path: "full", Type: File, Size: 9<<30 + 1},
+		{Path: "largest", Type: File, Size: 1<<63 - 1, Sparse: []Extent{{4096, 512}}},
+		{Path: "last", Type: File, Size: 1},
+	} {
+		b := mustAppend(t, &h)
+		if _, err := f.WriteAt(b, end); err != nil {
+			t.Fatal(err)
+		}
+		end += int64(len(b)) + h.DataSize() + int64(Padding(h.DataSize())) // the content is a hole of the archive
+		fmt.Fprintf(&want, "%d %s\n", h.Size, h.Path)
+	}
+	if err := f.Truncate(end + 2*blockSize); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(tarPath, "-tvf", f.Name()).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var got strings.Builder
+	for line := range strings.Lines(string(out)) {
+		if w := strings.Fields(line); len(w) == 6 {
+			fmt.Fprintf(&got, "%s %s\n", w[2], w[5])
+		}
+	}
+	if got.String() != want.String() {
+		t.Errorf("tar lists\n%swant\n%s", out, want.String())
+	}
+}
+
+// gnuTar is the path of GNU tar, or skips the test.
+func gnuTar(t *testing.T) string {
+	t.Helper()
+	tarPath, err := exec.LookPath("tar")
+	if err != nil {
+		t.Skip("no tar here")
+	}
+	if v, _ := exec.Command(tarPath, "--version").Output(); !bytes.Contains(v, []byte("GNU tar")) {
+		t.Skip("tar is not GNU tar")
+	}
+	return tarPath
 }
 
 // checkFile compares a file with its header, asking the kernel only.

@@ -24,27 +24,19 @@ func corrupt(what string, args ...any) error {
 // takes, a sparse file's map included. Whatever Append would not have written
 // byte for byte is refused.
 func Parse(b []byte) (h Header, n int, err error) {
-	first, err := parseBlock(b)
+	var records []byte
+	pos := 0
+	if len(b) >= blockSize && b[flagAt] == 'x' {
+		if records, err = paxRecords(b); err != nil {
+			return Header{}, 0, err
+		}
+		pos = blockSize + len(records) + Padding(int64(len(records)))
+	}
+	first, err := parseBlock(b[pos:])
 	if err != nil {
 		return Header{}, 0, err
 	}
-	pos := blockSize
-	var records []byte
-	if first.flag == 'x' {
-		if first.size <= 0 || first.size > MaxHeader {
-			return Header{}, 0, corrupt("extended header of %d bytes", first.size)
-		}
-		end := pos + int(first.size)
-		if end+Padding(first.size) > len(b) {
-			return Header{}, 0, ErrShort
-		}
-		records = b[pos:end]
-		pos = end + Padding(first.size)
-		if first, err = parseBlock(b[pos:]); err != nil {
-			return Header{}, 0, err
-		}
-		pos += blockSize
-	}
+	pos += blockSize
 	h = Header{
 		Path: first.name, Type: Type(first.flag), Link: first.link, Mode: first.mode, UID: first.uid, GID: first.gid,
 		Mtime: Time{Sec: first.mtime}, Major: first.major, Minor: first.minor,
@@ -56,9 +48,7 @@ func Parse(b []byte) (h Header, n int, err error) {
 	if h.Type == File {
 		h.Size = p.stored
 	}
-	if h.Path == "./" {
-		h.Path = "."
-	} else if h.Type == Dir {
+	if h.Type == Dir {
 		h.Path = strings.TrimSuffix(h.Path, "/")
 	}
 	if p.realsize >= 0 {
@@ -69,8 +59,13 @@ func Parse(b []byte) (h Header, n int, err error) {
 		}
 		pos += used
 	}
-	again, err := h.Append(make([]byte, 0, pos))
-	if err != nil {
+	// An ordinary header is written again on the stack.
+	var small [4 * blockSize]byte
+	again := small[:0]
+	if pos > len(small) {
+		again = make([]byte, 0, pos)
+	}
+	if again, err = h.Append(again); err != nil {
 		return Header{}, 0, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	if !bytes.Equal(again, b[:pos]) {
@@ -79,38 +74,67 @@ func Parse(b []byte) (h Header, n int, err error) {
 	return h, pos, nil
 }
 
+// flagAt is where a block says what it is.
+const flagAt = 156
+
+// paxRecords returns the records of the extended header at the start of b.
+// Its block is compared before its size is believed: a damaged one must not
+// make the caller fetch 16 MiB.
+func paxRecords(b []byte) ([]byte, error) {
+	size, ok := parseOctal(b[124:136])
+	if !ok || size == 0 || size > MaxHeader {
+		return nil, corrupt("extended header of %d bytes", size)
+	}
+	var want [blockSize]byte
+	paxBlock(int(size)).fill(want[:])
+	if string(want[:]) != string(b[:blockSize]) {
+		return nil, corrupt("extended header: not in the canonical form")
+	}
+	end := blockSize + int(size)
+	if end+Padding(int64(size)) > len(b) {
+		return nil, ErrShort
+	}
+	return b[blockSize:end], nil
+}
+
 // parseBlock reads a ustar header. That it is canonical is seen later, when it is written again.
-func parseBlock(b []byte) (block, error) {
+func parseBlock(b []byte) (out block, err error) {
 	if len(b) < blockSize {
 		return block{}, ErrShort
 	}
-	var bad bool
-	num := func(field []byte) uint64 {
-		var n uint64
-		for _, c := range field[:len(field)-1] {
-			if c < '0' || c > '7' {
-				bad = true
-				return 0
-			}
-			n = n<<3 | uint64(c-'0')
-		}
+	bad := string(b[257:265]) != "ustar\x0000"
+	num := func(from, to int) uint64 {
+		n, ok := parseOctal(b[from:to])
+		bad = bad || !ok
 		return n
 	}
-	text := func(field []byte) string {
-		if i := bytes.IndexByte(field, 0); i >= 0 {
-			field = field[:i]
-		}
-		return string(field)
+	out = block{
+		name: fieldText(b[0:100]), mode: uint32(num(100, 108)), uid: uint32(num(108, 116)), gid: uint32(num(116, 124)),
+		size: int64(num(124, 136)), mtime: int64(num(136, 148)), flag: b[flagAt], link: fieldText(b[157:257]),
+		major: uint32(num(329, 337)), minor: uint32(num(337, 345)),
 	}
-	out := block{
-		name: text(b[0:100]), mode: uint32(num(b[100:108])), uid: uint32(num(b[108:116])), gid: uint32(num(b[116:124])),
-		size: int64(num(b[124:136])), mtime: int64(num(b[136:148])), flag: b[156], link: text(b[157:257]),
-		major: uint32(num(b[329:337])), minor: uint32(num(b[337:345])),
-	}
-	if bad || string(b[257:265]) != "ustar\x0000" {
+	if bad {
 		return block{}, corrupt("no ustar header")
 	}
 	return out, nil
+}
+
+// parseOctal reads the digits of a field; its last byte is left to the comparison.
+func parseOctal(field []byte) (n uint64, ok bool) {
+	for _, c := range field[:len(field)-1] {
+		if c < '0' || c > '7' {
+			return 0, false
+		}
+		n = n<<3 | uint64(c-'0')
+	}
+	return n, true
+}
+
+func fieldText(field []byte) string {
+	if i := bytes.IndexByte(field, 0); i >= 0 {
+		field = field[:i]
+	}
+	return string(field)
 }
 
 // paxParser takes the records of an extended header into a Header.
@@ -130,7 +154,7 @@ func (p *paxParser) records(b []byte) error {
 		if err != nil || n <= sp+1 || n > len(b) || b[n-1] != '\n' {
 			return corrupt("record length")
 		}
-		key, value, ok := strings.Cut(string(b[sp+1:n-1]), "=")
+		key, value, ok := bytes.Cut(b[sp+1:n-1], []byte("="))
 		if !ok {
 			return corrupt("record without a value")
 		}
@@ -143,41 +167,42 @@ func (p *paxParser) records(b []byte) error {
 	return nil
 }
 
-func (p *paxParser) record(key, value string) (err error) {
-	switch key {
+func (p *paxParser) record(key, value []byte) (err error) {
+	switch string(key) {
 	case "path", "GNU.sparse.name":
-		p.h.Path = value
+		p.h.Path = string(value)
 	case "linkpath":
-		p.h.Link = value
-	case "uid", "gid":
-		var n uint64
-		n, err = strconv.ParseUint(value, 10, 32)
-		if key == "uid" {
-			p.h.UID = uint32(n)
-		} else {
-			p.h.GID = uint32(n)
-		}
+		p.h.Link = string(value)
+	case "uid":
+		p.h.UID, err = parseID(value)
+	case "gid":
+		p.h.GID, err = parseID(value)
 	case "size":
-		p.stored, err = strconv.ParseInt(value, 10, 64)
+		p.stored, err = strconv.ParseInt(string(value), 10, 64)
 	case "GNU.sparse.realsize":
-		p.realsize, err = strconv.ParseInt(value, 10, 64)
+		p.realsize, err = strconv.ParseInt(string(value), 10, 64)
 		if p.realsize < 0 {
 			return corrupt("sparse file's size")
 		}
 	case "mtime":
-		p.h.Mtime, err = parsePaxTime(value)
+		p.h.Mtime, err = parsePaxTime(string(value))
 	case "GNU.sparse.major", "GNU.sparse.minor":
 	default:
-		name, ok := strings.CutPrefix(key, xattrPrefix)
+		name, ok := bytes.CutPrefix(key, []byte(xattrPrefix))
 		if !ok {
 			return corrupt("unknown record %.60q", key)
 		}
-		p.h.Xattrs = append(p.h.Xattrs, Xattr{xattrUnescape.Replace(name), []byte(value)})
+		p.h.Xattrs = append(p.h.Xattrs, Xattr{xattrUnescape.Replace(string(name)), bytes.Clone(value)})
 	}
 	if err != nil {
 		return corrupt("record %s: %v", key, err)
 	}
 	return nil
+}
+
+func parseID(value []byte) (uint32, error) {
+	n, err := strconv.ParseUint(string(value), 10, 32)
+	return uint32(n), err
 }
 
 func parsePaxTime(s string) (Time, error) {

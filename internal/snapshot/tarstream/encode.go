@@ -19,7 +19,11 @@ const (
 	maxOctal8  = 0o7777777     // fields of 8 bytes
 	maxOctal12 = 0o77777777777 // fields of 12 bytes
 	nameSize   = 100
-	paxName    = "././@PaxHeader"
+	// maxData bounds a file's stored data, so that no sum of it with headers
+	// and padding overflows, here or in a caller. No file has so much data;
+	// the size of a sparse file may be larger.
+	maxData = 1 << 62
+	paxName = "././@PaxHeader"
 )
 
 // Append appends the header's canonical form to dst: a pax extended header
@@ -30,32 +34,30 @@ func (h *Header) Append(dst []byte) ([]byte, error) {
 		return nil, err
 	}
 	start := len(dst)
-	var sparseMap []byte
-	if h.Sparse != nil {
-		sparseMap = h.appendMap(nil)
+	suffix := ""
+	if h.Type == Dir {
+		suffix = "/" // the root becomes "./"
 	}
-	name, link := h.Path, h.Link
-	switch {
-	case h.Path == ".":
-		name = "./"
-	case h.Type == Dir:
-		name += "/"
+	mapSize := h.mapSize()
+	stored := h.DataSize() + mapSize
+	// The records go where they belong at once, behind a block that is filled
+	// when their length is known: one header a file leaves no room for buffers.
+	dst = append(dst, zeros[:]...)
+	dst = h.appendRecords(dst, suffix, stored)
+	if n := len(dst) - start - blockSize; n > 0 {
+		paxBlock(n).fill(dst[start:])
+		dst = pad(dst, n)
+	} else {
+		dst = dst[:start]
 	}
-	stored := h.DataSize() + int64(len(sparseMap))
-	records := h.records(name, stored)
-	if len(records) > 0 {
-		dst = appendBlock(dst, block{name: paxName, mode: 0o644, size: int64(len(records)), flag: 'x'})
-		dst = append(dst, records...)
-		dst = pad(dst, len(records))
-	}
-	b := block{name: name, link: link, mode: h.Mode, uid: h.UID, gid: h.GID, size: stored, mtime: h.Mtime.Sec, flag: byte(h.Type), major: h.Major, minor: h.Minor}
+	b := block{name: h.Path, suffix: suffix, link: h.Link, mode: h.Mode, uid: h.UID, gid: h.GID, size: stored, mtime: h.Mtime.Sec, flag: byte(h.Type), major: h.Major, minor: h.Minor}
 	// What a record says is left out of the block: the block would only say it wrongly.
 	if h.Sparse != nil {
 		b.name = "GNUSparseFile.0"
-	} else if !plainName(name) {
-		b.name = "@"
+	} else if !plainName(h.Path, suffix) {
+		b.name, b.suffix = "@", ""
 	}
-	if !plainName(link) {
+	if !plainName(h.Link, "") {
 		b.link = "@"
 	}
 	if b.uid > maxOctal8 {
@@ -70,8 +72,12 @@ func (h *Header) Append(dst []byte) ([]byte, error) {
 	if h.Mtime.Sec < 0 || h.Mtime.Sec > maxOctal12 {
 		b.mtime = 0
 	}
-	dst = appendBlock(dst, b)
-	dst = append(dst, sparseMap...)
+	at := len(dst)
+	dst = append(dst, zeros[:]...)
+	b.fill(dst[at:])
+	if h.Sparse != nil {
+		dst = h.appendMap(dst)
+	}
 	if len(dst)-start > MaxHeader {
 		return nil, fmt.Errorf("header of %d bytes is larger than the format allows", len(dst)-start)
 	}
@@ -140,8 +146,8 @@ func (h *Header) check() error {
 		if err := CheckPath(h.Link); err != nil {
 			return err
 		}
-		if h.Link == h.Path {
-			return bad("links to itself")
+		if h.Link == h.Path || h.Link == "." {
+			return bad("links to itself or to the root")
 		}
 	default:
 		return bad("unknown type")
@@ -169,7 +175,13 @@ func (h *Header) check() error {
 			return bad("attributes out of order")
 		}
 	}
-	return h.checkSparse()
+	if err := h.checkSparse(); err != nil {
+		return err
+	}
+	if h.DataSize() > maxData {
+		return bad("more data than any file has")
+	}
+	return nil
 }
 
 func (h *Header) checkSparse() error {
@@ -190,8 +202,8 @@ func (h *Header) checkSparse() error {
 }
 
 // plainName says that a ustar header can hold a name, and that every reader takes it as it is.
-func plainName(s string) bool {
-	if len(s) > nameSize {
+func plainName(s, suffix string) bool {
+	if len(s)+len(suffix) > nameSize {
 		return false
 	}
 	for i := range len(s) {
@@ -202,34 +214,33 @@ func plainName(s string) bool {
 	return true
 }
 
-// records returns the pax records, sorted by their keys.
-func (h *Header) records(name string, stored int64) []byte {
-	var r []byte
+// appendRecords appends the pax records, sorted by their keys.
+func (h *Header) appendRecords(r []byte, suffix string, stored int64) []byte {
 	if h.Sparse != nil {
 		r = appendRecord(r, "GNU.sparse.major", "1")
 		r = appendRecord(r, "GNU.sparse.minor", "0")
-		r = appendRecord(r, "GNU.sparse.name", name)
-		r = appendRecord(r, "GNU.sparse.realsize", strconv.FormatInt(h.Size, 10))
+		r = appendRecord(r, "GNU.sparse.name", h.Path)
+		r = appendNumber(r, "GNU.sparse.realsize", h.Size)
 	}
 	r = h.appendXattrs(r)
 	if h.GID > maxOctal8 {
-		r = appendRecord(r, "gid", strconv.FormatUint(uint64(h.GID), 10))
+		r = appendNumber(r, "gid", int64(h.GID))
 	}
-	if !plainName(h.Link) {
+	if !plainName(h.Link, "") {
 		r = appendRecord(r, "linkpath", h.Link)
 	}
 	if h.Mtime.Nsec != 0 || h.Mtime.Sec < 0 || h.Mtime.Sec > maxOctal12 {
 		var buf [40]byte
-		r = appendRecord(r, "mtime", string(appendPaxTime(buf[:0], h.Mtime)))
+		r = appendRecord(r, "mtime", appendPaxTime(buf[:0], h.Mtime))
 	}
-	if h.Sparse == nil && !plainName(name) {
-		r = appendRecord(r, "path", name)
+	if h.Sparse == nil && !plainName(h.Path, suffix) {
+		r = appendRecord(r, "path", h.Path+suffix)
 	}
 	if stored > maxOctal12 {
-		r = appendRecord(r, "size", strconv.FormatInt(stored, 10))
+		r = appendNumber(r, "size", stored)
 	}
 	if h.UID > maxOctal8 {
-		r = appendRecord(r, "uid", strconv.FormatUint(uint64(h.UID), 10))
+		r = appendNumber(r, "uid", int64(h.UID))
 	}
 	return r
 }
@@ -243,9 +254,13 @@ var (
 )
 
 func (h *Header) appendXattrs(r []byte) []byte {
-	if len(h.Xattrs) == 0 {
+	if !slices.ContainsFunc(h.Xattrs, func(x Xattr) bool { return strings.ContainsAny(x.Name, "%=") }) {
+		for _, x := range h.Xattrs {
+			r = appendRecord(r, xattrPrefix+x.Name, x.Value)
+		}
 		return r
 	}
+	// Keys stand in another order than names: "user.=" becomes "user.%3D".
 	type record struct {
 		key   string
 		value []byte
@@ -256,17 +271,17 @@ func (h *Header) appendXattrs(r []byte) []byte {
 	}
 	slices.SortFunc(list, func(a, b record) int { return strings.Compare(a.key, b.key) })
 	for _, x := range list {
-		r = appendRecord(r, x.key, string(x.value))
+		r = appendRecord(r, x.key, x.value)
 	}
 	return r
 }
 
 // appendRecord writes "length key=value\n", where the length counts itself.
-func appendRecord(dst []byte, key, value string) []byte {
+func appendRecord[V string | []byte](dst []byte, key string, value V) []byte {
 	n := len(key) + len(value) + 3
-	size := n + digits(n)
-	if n+digits(size) != size {
-		size = n + digits(size)
+	size := n + digits(int64(n))
+	if n+digits(int64(size)) != size {
+		size = n + digits(int64(size))
 	}
 	dst = strconv.AppendInt(dst, int64(size), 10)
 	dst = append(dst, ' ')
@@ -276,7 +291,12 @@ func appendRecord(dst []byte, key, value string) []byte {
 	return append(dst, '\n')
 }
 
-func digits(n int) int {
+func appendNumber(dst []byte, key string, n int64) []byte {
+	var buf [20]byte
+	return appendRecord(dst, key, strconv.AppendInt(buf[:0], n, 10))
+}
+
+func digits(n int64) int {
 	d := 1
 	for ; n >= 10; n /= 10 {
 		d++
@@ -303,46 +323,4 @@ func appendPaxTime(dst []byte, t Time) []byte {
 		nsec %= div
 	}
 	return dst
-}
-
-// block is what a ustar header holds.
-type block struct {
-	name, link   string
-	mode         uint32
-	uid, gid     uint32
-	size, mtime  int64
-	flag         byte
-	major, minor uint32
-}
-
-func appendBlock(dst []byte, b block) []byte {
-	var buf [blockSize]byte
-	copy(buf[0:100], b.name)
-	octal(buf[100:108], uint64(b.mode))
-	octal(buf[108:116], uint64(b.uid))
-	octal(buf[116:124], uint64(b.gid))
-	octal(buf[124:136], uint64(b.size))
-	octal(buf[136:148], uint64(b.mtime))
-	buf[156] = b.flag
-	copy(buf[157:257], b.link)
-	copy(buf[257:265], "ustar\x0000")
-	octal(buf[329:337], uint64(b.major))
-	octal(buf[337:345], uint64(b.minor))
-	copy(buf[148:156], "        ")
-	var sum uint64
-	for _, c := range buf {
-		sum += uint64(c)
-	}
-	octal(buf[148:155], sum)
-	return append(dst, buf[:]...)
-}
-
-// octal writes a field: digits that fill it but for a NUL at its end.
-func octal(field []byte, n uint64) {
-	last := len(field) - 1
-	field[last] = 0
-	for i := last - 1; i >= 0; i-- {
-		field[i] = byte('0' + n&7)
-		n >>= 3
-	}
 }

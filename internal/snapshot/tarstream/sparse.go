@@ -10,25 +10,56 @@ import (
 // offset and length of each, a line a number, padded to a block. GNU tar ends
 // it with an empty extent at the file's end where a hole is last.
 func (h *Header) appendMap(dst []byte) []byte {
-	ext := h.Sparse
-	if n := len(ext); n == 0 || ext[n-1].Offset+ext[n-1].Length < h.Size {
-		ext = append(slices.Clip(ext), Extent{Offset: h.Size})
-	}
+	start := len(dst)
 	line := func(n int64) {
 		dst = strconv.AppendInt(dst, n, 10)
 		dst = append(dst, '\n')
 	}
-	line(int64(len(ext)))
-	for _, e := range ext {
+	count := len(h.Sparse)
+	if h.holeLast() {
+		count++
+	}
+	line(int64(count))
+	for _, e := range h.Sparse {
 		line(e.Offset)
 		line(e.Length)
 	}
-	return pad(dst, len(dst))
+	if h.holeLast() {
+		line(h.Size)
+		line(0)
+	}
+	return pad(dst, len(dst)-start)
+}
+
+func (h *Header) holeLast() bool {
+	n := len(h.Sparse)
+	return n == 0 || h.Sparse[n-1].Offset+h.Sparse[n-1].Length < h.Size
+}
+
+// mapSize is how many bytes appendMap will write: the block and the size
+// record stand before the map and count it.
+func (h *Header) mapSize() int64 {
+	if h.Sparse == nil {
+		return 0
+	}
+	count, n := len(h.Sparse), 0
+	if h.holeLast() {
+		count++
+		n = digits(h.Size) + len("\n0\n")
+	}
+	n += digits(int64(count)) + 1
+	for _, e := range h.Sparse {
+		n += digits(e.Offset) + digits(e.Length) + 2
+	}
+	return int64(n + Padding(int64(n)))
 }
 
 // MergeExtents fills the smallest holes between extents, until at most limit
 // extents are left: a map that many readers can hold, for a little more data.
+// Of holes of one size the first is filled. A limit below 1 counts as 1, since
+// data must stay. It leaves ext alone, and returns it where nothing is merged.
 func MergeExtents(ext []Extent, limit int) []Extent {
+	limit = max(limit, 1)
 	over := len(ext) - limit
 	if over <= 0 {
 		return ext
