@@ -158,7 +158,7 @@ func (m *merged) next() (*index.Entry, index.Item, error) {
 		case d < 0:
 			m.at = i
 		case d == 0:
-			return nil, index.Item{}, fmt.Errorf("%w: index has %q twice", ErrDamaged, c.Entry.Path)
+			return nil, index.Item{}, fmt.Errorf("%w: index has %.200q twice", ErrDamaged, c.Entry.Path)
 		}
 	}
 	if m.at < 0 {
@@ -171,7 +171,7 @@ func (m *merged) next() (*index.Entry, index.Item, error) {
 // checkSection refuses an entry in a section that is not its own.
 func (m *merged) checkSection(s index.Section) error {
 	if e := &m.cursors[s].Entry; e.Kind.Section() != s {
-		return fmt.Errorf("%w: index has %q, a %s, among the %s", ErrDamaged, e.Path, e.Kind, s)
+		return fmt.Errorf("%w: index has %.200q, a %s, among the %s", ErrDamaged, e.Path, e.Kind, s)
 	}
 	return nil
 }

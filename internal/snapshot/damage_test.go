@@ -182,9 +182,9 @@ func (w *ward) wantFound(all []damage) {
 				if len(f.wrong) > 0 {
 					w.t.Errorf("%s: a wrong tree came out: %s", d.name, strings.Join(f.wrong, "; "))
 				}
-				// A bit may flip and mean the same: the time in a marker, or what no
+				// A bit may flip and mean the same: in a marker's time or space, or what no
 				// decoder looks at in a zstd frame, whose content is known by its id.
-				if !f.reported && !d.hidden && !(d.flip && f.harmless) {
+				if !f.reported && !d.hidden && !((d.flip || d.key == markerKey) && f.harmless) {
 					w.t.Errorf("%s: not reported (harmless: %v)", d.name, f.harmless)
 				}
 			}
@@ -217,7 +217,11 @@ func TestNoFlippedBitPassesUnseen(t *testing.T) {
 	for _, key := range w.store.Keys() {
 		size := len(w.store.Bytes(key))
 		t.Logf("%s: %d bytes", key, size)
-		step := max(1, (size+most-1)/most)
+		n := most
+		if slices.Contains(extraKeys, key) {
+			n = most / 10
+		}
+		step := max(1, (size+n-1)/n)
 		for pos := 0; pos < size; pos += step {
 			all = append(all, damage{key: key, flip: true, name: fmt.Sprintf("bit %d of byte %d of %s", pos%8, pos, key), do: func(st *storetest.Memory) {
 				data := st.Bytes(key)

@@ -34,6 +34,7 @@ type exporter struct {
 	p    *Progress
 	enc  *pack.Encoder
 	live map[uint64]uint32 // how many members of each group are live
+	size map[uint64]int64  // what they have in bytes, holes included
 }
 
 // maxPath is the longest path that programs can name: PATH_MAX without its NUL.
@@ -56,7 +57,7 @@ func (x *exporter) run(ctx context.Context) error {
 
 // count finds how many members of each group the snapshot has.
 func (x *exporter) count(ctx context.Context) error {
-	x.live = map[uint64]uint32{}
+	x.live, x.size = map[uint64]uint32{}, map[uint64]int64{}
 	m, err := newMerged(ctx, x.v.pg, x.v.vol, nil)
 	if err != nil {
 		return err
@@ -68,6 +69,7 @@ func (x *exporter) count(ctx context.Context) error {
 		}
 		if e.Kind == index.File {
 			x.live[e.Slot]++
+			x.size[e.Slot] += e.Size
 		}
 		if len(e.Path) > maxPath && e.Kind.Section() != index.Absent {
 			x.warn(Warning{Path: index.Escape(e.Path), What: fmt.Sprintf("path of %d bytes: tar cannot create it, `backupd restore` can", len(e.Path))})
@@ -82,7 +84,26 @@ func (x *exporter) files(ctx context.Context) error {
 		return err
 	}
 	var refs []pack.Ref // to be copied
-	ok, err := cur.Next()
+	var slotNow uint64
+	var raw, most int64 // of the slot, in bytes
+	next := func() (bool, error) {
+		ok, err := cur.Next()
+		if !ok || err != nil {
+			return ok, err
+		}
+		fr := &cur.Frame
+		if most == 0 || fr.Slot != slotNow {
+			slotNow, raw, most = fr.Slot, 0, maxTar
+			if fr.Members == 0 {
+				most = x.size[fr.Slot] + tarstream.MaxHeader + 512
+			}
+		}
+		if raw += int64(fr.Raw); raw > most {
+			return false, fmt.Errorf("%w: slot %d has more than its %d bytes", ErrDamaged, fr.Slot, most)
+		}
+		return true, nil
+	}
+	ok, err := next()
 	for ok && err == nil {
 		slot, members := cur.Frame.Slot, cur.Frame.Members
 		if members == 0 || x.live[slot] == members {
@@ -97,17 +118,17 @@ func (x *exporter) files(ctx context.Context) error {
 				refs = refs[:0]
 			}
 			// A group's further frames follow it with no members of their own.
-			ok, err = cur.Next()
+			ok, err = next()
 			for ok && err == nil && members > 0 && cur.Frame.Slot == slot {
 				refs = append(refs, cur.Frame.Ref)
-				ok, err = cur.Next()
+				ok, err = next()
 			}
 			continue
 		}
 		var group []pack.Ref
 		for ok && err == nil && cur.Frame.Slot == slot {
 			group = append(group, cur.Frame.Ref)
-			ok, err = cur.Next()
+			ok, err = next()
 		}
 		if err != nil {
 			return err
@@ -192,7 +213,7 @@ func (x *exporter) thin(ctx context.Context, slot uint64, refs []pack.Ref) error
 		size := h.DataSize()
 		end := int64(off+n) + size + int64(tarstream.Padding(size))
 		if end > int64(len(raw)) {
-			return fmt.Errorf("%w: content of %q goes beyond its group", ErrDamaged, h.Path)
+			return fmt.Errorf("%w: content of %.200q goes beyond its group", ErrDamaged, h.Path)
 		}
 		e, err := x.v.find(ctx, index.Files, h.Path)
 		if err != nil {

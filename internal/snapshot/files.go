@@ -35,6 +35,9 @@ type openSink func(e *index.Entry, h *tarstream.Header) (fileSink, error)
 // group is decoded once a window and not once a file.
 const window = 32 << 10
 
+// windowBytes bounds the paths in a window, which may be long.
+const windowBytes = 32 << 20
+
 // files hands the content of the files section to sinks, in parallel. want
 // chooses entries; nil means all.
 func (v *volumeReader) files(ctx context.Context, want func(e *index.Entry) bool, open openSink) error {
@@ -63,7 +66,7 @@ func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) 
 	var entries []index.Entry
 	for more := true; more; {
 		entries = entries[:0]
-		for len(entries) < window {
+		for held := 0; len(entries) < window && held < windowBytes; {
 			ok, err := cur.Next()
 			if err != nil {
 				return err
@@ -73,9 +76,11 @@ func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) 
 				break
 			}
 			if cur.Entry.Kind != index.File {
-				return fmt.Errorf("%w: index has %q, a %s, among the files", ErrDamaged, cur.Entry.Path, cur.Entry.Kind)
+				return fmt.Errorf("%w: index has %.200q, a %s, among the files", ErrDamaged, cur.Entry.Path, cur.Entry.Kind)
 			}
 			if want == nil || want(&cur.Entry) {
+				cur.Entry.Old = nil // is not needed, and may be long
+				held += len(cur.Entry.Path)
 				entries = append(entries, cur.Entry)
 			}
 		}
@@ -121,7 +126,7 @@ func (w *fileReader) slots(entries []index.Entry) error {
 			continue
 		}
 		if !ok || cur.Frame.Slot != slot {
-			return fmt.Errorf("%w: %q is in slot %d, which the frame table does not have", ErrDamaged, entries[0].Path, slot)
+			return fmt.Errorf("%w: %.200q is in slot %d, which the frame table does not have", ErrDamaged, entries[0].Path, slot)
 		}
 		n := 1
 		for n < len(entries) && entries[n].Slot == slot {
@@ -131,7 +136,7 @@ func (w *fileReader) slots(entries []index.Entry) error {
 		entries = entries[n:]
 		if cur.Frame.Members == 0 {
 			if len(members) > 1 {
-				return fmt.Errorf("%w: %q and %q are in one slot, which is a large file's", ErrDamaged, members[0].Path, members[1].Path)
+				return fmt.Errorf("%w: %.200q and %.200q are in one slot, which is a large file's", ErrDamaged, members[0].Path, members[1].Path)
 			}
 			if ok, err = w.large(&members[0], cur); err != nil {
 				return err
@@ -227,18 +232,18 @@ func (w *fileReader) group(raw []byte, members []index.Entry) error {
 	for i := range members {
 		e := &members[i]
 		if int64(e.Off) >= int64(len(raw)) {
-			return fmt.Errorf("%w: %q lies at %d of a group of %d bytes", ErrDamaged, e.Path, e.Off, len(raw))
+			return fmt.Errorf("%w: %.200q lies at %d of a group of %d bytes", ErrDamaged, e.Path, e.Off, len(raw))
 		}
 		h, n, err := tarstream.Parse(raw[e.Off:])
 		if err != nil {
-			return fmt.Errorf("%w: header of %q: %w", ErrDamaged, e.Path, err)
+			return fmt.Errorf("%w: header of %.200q: %w", ErrDamaged, e.Path, err)
 		}
 		if err := fits(e, &h); err != nil {
 			return err
 		}
 		data := raw[int(e.Off)+n:]
 		if h.DataSize() > int64(len(data)) {
-			return fmt.Errorf("%w: content of %q goes beyond its group", ErrDamaged, e.Path)
+			return fmt.Errorf("%w: content of %.200q goes beyond its group", ErrDamaged, e.Path)
 		}
 		s, err := w.open(e, &h)
 		if err != nil {
@@ -281,7 +286,7 @@ func (w *fileReader) large(e *index.Entry, cur *index.FrameCursor) (more bool, e
 			break
 		}
 		if !errors.Is(err, tarstream.ErrShort) || !more || cur.Frame.Slot != slot {
-			return false, fmt.Errorf("%w: header of %q: %w", ErrDamaged, e.Path, err)
+			return false, fmt.Errorf("%w: header of %.200q: %w", ErrDamaged, e.Path, err)
 		}
 	}
 	if err := fits(e, &h); err != nil {
@@ -291,22 +296,28 @@ func (w *fileReader) large(e *index.Entry, cur *index.FrameCursor) (more bool, e
 	if err != nil {
 		return false, err
 	}
+	size := h.DataSize() + int64(tarstream.Padding(h.DataSize()))
 	if s == nil {
-		for more && err == nil && cur.Frame.Slot == slot {
+		got := int64(0)
+		for more && err == nil && cur.Frame.Slot == slot && got <= size {
+			got += int64(cur.Frame.Raw)
 			more, err = cur.Next()
+		}
+		if err == nil && got != size {
+			err = wrongSize(e, got, size)
 		}
 		return more, err
 	}
 	f := &largeFile{sink: s, size: h.DataSize()}
 	f.pending.Store(1)
 	var refs []pack.Ref
-	off, start, size := int64(0), int64(0), uint32(0)
+	off, start, stored := int64(0), int64(0), uint32(0)
 	flush := func() {
 		if len(refs) == 0 {
 			return
 		}
 		part, at := refs, start
-		refs, start, size = nil, off, 0
+		refs, start, stored = nil, off, 0
 		f.pending.Add(1)
 		w.g.Go(func() error {
 			for _, run := range runs(part) {
@@ -323,17 +334,17 @@ func (w *fileReader) large(e *index.Entry, cur *index.FrameCursor) (more bool, e
 			return f.release()
 		})
 	}
-	for more && err == nil && cur.Frame.Slot == slot {
+	for more && err == nil && cur.Frame.Slot == slot && off <= size {
 		refs = append(refs, cur.Frame.Ref)
 		off += int64(cur.Frame.Raw)
-		if size += cur.Frame.Len; size >= maxFetch/2 || len(refs) >= 16 {
+		if stored += cur.Frame.Len; stored >= maxFetch/2 || len(refs) >= 16 {
 			flush()
 		}
 		more, err = cur.Next()
 	}
 	flush()
-	if want := h.DataSize() + int64(tarstream.Padding(h.DataSize())); err == nil && off != want {
-		err = fmt.Errorf("%w: %q has %d bytes in its frames instead of %d", ErrDamaged, e.Path, off, want)
+	if err == nil && off != size {
+		err = wrongSize(e, off, size)
 	}
 	if err != nil {
 		f.fail()
@@ -342,6 +353,12 @@ func (w *fileReader) large(e *index.Entry, cur *index.FrameCursor) (more bool, e
 		err = rerr
 	}
 	return more, err
+}
+
+// wrongSize is the error for a large file whose frames, read to their end or
+// to where they are too many, do not have its size.
+func wrongSize(e *index.Entry, got, want int64) error {
+	return fmt.Errorf("%w: %.200q has %d bytes or more in its frames instead of %d", ErrDamaged, e.Path, got, want)
 }
 
 // largeFile counts the pieces of a large file that are under way.

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"fmt"
 	"sync"
 
 	"github.com/disko/backupd/internal/snapshot/pack"
@@ -38,6 +39,9 @@ var encodeBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // store returns where raw is stored, storing it if it is not.
 func (f *frameStore) store(raw []byte) (pack.Ref, error) {
+	if len(raw) > pack.MaxFrame {
+		return pack.Ref{}, fmt.Errorf("piece of %d bytes is larger than the format allows", len(raw))
+	}
 	id := pack.Sum(raw)
 	f.mu.Lock()
 	ref, ok := f.have[id]

@@ -110,7 +110,7 @@ func (v *volumeReader) nodes(ctx context.Context, use func(e *index.Entry, h *ta
 		}
 		e := &cur.Entry
 		if e.Kind.Section() != s {
-			return fmt.Errorf("%w: index has %q, a %s, among the %s", ErrDamaged, e.Path, e.Kind, s)
+			return fmt.Errorf("%w: index has %.200q, a %s, among the %s", ErrDamaged, e.Path, e.Kind, s)
 		}
 		if p := cur.Item().Page; p != page {
 			if len(tar) > 0 {
@@ -123,7 +123,7 @@ func (v *volumeReader) nodes(ctx context.Context, use func(e *index.Entry, h *ta
 		}
 		h, n, err := tarstream.Parse(tar)
 		if err != nil {
-			return fmt.Errorf("%w: header of %q: %w", ErrDamaged, e.Path, err)
+			return fmt.Errorf("%w: header of %.200q: %w", ErrDamaged, e.Path, err)
 		}
 		tar = tar[n:]
 		if err := fits(e, &h); err != nil {
@@ -161,7 +161,7 @@ func fits(e *index.Entry, h *tarstream.Header) error {
 	switch {
 	case h.Path != e.Path, index.KindOf(h.Type) != e.Kind, h.Mtime != e.Mtime,
 		e.Kind == index.File && h.Size != e.Size, e.Kind == index.Link && h.Link != e.Link:
-		return fmt.Errorf("%w: the index has the %s %q where the stream has the %s %q", ErrDamaged, e.Kind, e.Path, index.KindOf(h.Type), h.Path)
+		return fmt.Errorf("%w: the index has the %s %.200q where the stream has the %s %.200q", ErrDamaged, e.Kind, e.Path, index.KindOf(h.Type), h.Path)
 	}
 	return nil
 }

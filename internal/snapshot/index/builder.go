@@ -2,6 +2,7 @@ package index
 
 import (
 	"bytes"
+	"fmt"
 
 	"github.com/disko/backupd/internal/snapshot/pack"
 )
@@ -31,6 +32,9 @@ func NewBuilder(pages Pages) *Builder { return &Builder{pages: pages} }
 func (b *Builder) Leaf(c Child, last uint64) error { return b.add(0, c, last) }
 
 func (b *Builder) add(level int, c Child, last uint64) error {
+	if level > maxLevel {
+		return fmt.Errorf("index of more than %d levels: its paths are too long", maxLevel)
+	}
 	if level == len(b.levels) {
 		b.levels = append(b.levels, node{})
 	}
@@ -38,7 +42,9 @@ func (b *Builder) add(level int, c Child, last uint64) error {
 	n.children = append(n.children, c)
 	n.last = last
 	n.bytes += 200 + len(c.First) + 200*len(c.Tar)
-	if cut(last, level+1) || len(n.children) >= maxLines || n.bytes >= maxBytes {
+	// Where a single path is as long as a page, a page of one child would lead
+	// to another one above it, without end.
+	if cut(last, level+1) || len(n.children) >= maxLines || len(n.children) > 1 && n.bytes >= maxBytes {
 		return b.flush(level)
 	}
 	return nil

@@ -191,7 +191,7 @@ func (c *Cursor) Next() (bool, error) {
 		return false, err
 	}
 	if c.begun && ComparePaths(c.prev, e.Path) >= 0 {
-		return false, fmt.Errorf("%w: index page %.12s: %q comes after %q", ErrCorrupt, item.Page.Page.ID, e.Path, c.prev)
+		return false, fmt.Errorf("%w: index page %.12s: %.200q comes after %.200q", ErrCorrupt, item.Page.Page.ID, e.Path, c.prev)
 	}
 	c.begun, c.prev = true, e.Path
 	c.Entry, c.item = e, item
