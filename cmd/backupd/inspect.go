@@ -14,6 +14,7 @@ import (
 
 	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/snapshot/index"
+	"github.com/disko/backupd/internal/snapshot/tarstream"
 )
 
 // listed is a snapshot in the output of snapshots --json.
@@ -192,7 +193,7 @@ what is at and below that path. Bytes that are not printable ASCII are written a
 			}
 			return repo.Walk(ctx, m, volume, path, func(e *index.Entry) error {
 				if a.json {
-					return a.printJSON(map[string]any{"path": index.Escape(e.Path), "type": e.Kind, "size": e.Size, "mtime": string(index.AppendTime(nil, e.Mtime))})
+					return a.printJSON(map[string]any{"path": index.Escape(e.Path), "type": e.Kind, "size": e.Size, "mtime": string(tarstream.AppendTime(nil, e.Mtime))})
 				}
 				when := "-"
 				if !e.Kind.LeftOut() {

@@ -141,9 +141,9 @@ func (e *Entry) AppendTo(dst []byte) []byte {
 			dst = appendUint(dst, uint64(e.Size))
 		}
 		dst = append(dst, `,"mtime":"`...)
-		dst = AppendTime(dst, e.Mtime)
+		dst = tarstream.AppendTime(dst, e.Mtime)
 		dst = append(dst, `","ctime":"`...)
-		dst = AppendTime(dst, e.Ctime)
+		dst = tarstream.AppendTime(dst, e.Ctime)
 		dst = append(dst, `","ino":`...)
 		dst = appendUint(dst, e.Ino)
 	}
@@ -185,28 +185,6 @@ func appendUint(dst []byte, n uint64) []byte {
 	dst = append(dst, '"')
 	dst = strconv.AppendUint(dst, n, 10)
 	return append(dst, '"')
-}
-
-// AppendTime writes a time in seconds since 1970 with as many decimals as it
-// needs: "1700000000.5", "-0.25".
-func AppendTime(dst []byte, t tarstream.Time) []byte {
-	sec, nsec := t.Sec, t.Nsec
-	if sec < 0 && nsec > 0 {
-		sec, nsec = sec+1, 1e9-nsec
-		if sec == 0 {
-			dst = append(dst, '-')
-		}
-	}
-	dst = strconv.AppendInt(dst, sec, 10)
-	if nsec == 0 {
-		return dst
-	}
-	dst = append(dst, '.')
-	for div := int32(1e8); nsec > 0; div /= 10 {
-		dst = append(dst, byte('0'+nsec/div))
-		nsec %= div
-	}
-	return dst
 }
 
 // ParseEntry reads the line that AppendTo writes, without its newline, and

@@ -136,7 +136,7 @@ func TestTimesRoundTripOnBothSidesOf1970(t *testing.T) {
 		{Sec: -1 << 58, Nsec: 1}:     "-288230376151711743.999999999",
 	}
 	for v, s := range want {
-		if got := string(AppendTime(nil, v)); got != s {
+		if got := string(tarstream.AppendTime(nil, v)); got != s {
 			t.Errorf("%v is written %s, want %s", v, got, s)
 		}
 	}
@@ -146,7 +146,7 @@ func TestTimesRoundTripOnBothSidesOf1970(t *testing.T) {
 		if r.IntN(2) == 0 {
 			v = tarstream.Time{Sec: r.Int64N(7) - 3, Nsec: int32(math.Pow10(r.IntN(9))) * r.Int32N(10)}
 		}
-		got, ok := parseTime(AppendTime(nil, v))
+		got, ok := parseTime(tarstream.AppendTime(nil, v))
 		if !ok || got != v {
 			t.Fatalf("%v is read as %v, %v", v, got, ok)
 		}

@@ -231,7 +231,7 @@ func (h *Header) appendRecords(r []byte, suffix string, stored int64) []byte {
 	}
 	if h.Mtime.Nsec != 0 || h.Mtime.Sec < 0 || h.Mtime.Sec > maxOctal12 {
 		var buf [40]byte
-		r = appendRecord(r, "mtime", appendPaxTime(buf[:0], h.Mtime))
+		r = appendRecord(r, "mtime", AppendTime(buf[:0], h.Mtime))
 	}
 	if h.Sparse == nil && !plainName(h.Path, suffix) {
 		r = appendRecord(r, "path", h.Path+suffix)
@@ -304,8 +304,9 @@ func digits(n int64) int {
 	return d
 }
 
-// appendPaxTime writes a time as decimal seconds, trailing zeros cut: "-1.5".
-func appendPaxTime(dst []byte, t Time) []byte {
+// AppendTime writes a time in seconds since 1970 with as many decimals as it
+// needs: "1700000000.5", "-0.25". pax headers and the index write it so.
+func AppendTime(dst []byte, t Time) []byte {
 	sec, nsec := t.Sec, t.Nsec
 	if sec < 0 && nsec > 0 {
 		sec, nsec = sec+1, 1e9-nsec

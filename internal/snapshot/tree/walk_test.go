@@ -530,6 +530,9 @@ func TestMountPointsAreSeenAndNotRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := unix.Mount("none", mounted, "tmpfs", 0, "size=1m"); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatalf("CI must be able to mount: %v", err)
+		}
 		t.Skipf("cannot mount here: %v", err)
 	}
 	defer func() {
