@@ -14,15 +14,15 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/disko/backupd/internal/snapshot"
-	"github.com/disko/backupd/internal/store"
-	"github.com/disko/backupd/internal/targets"
 )
 
 // app is what the commands share: the common flags and where to print.
 type app struct {
 	stdout, stderr io.Writer
-	target, stack  string
+	targets        []string
+	stack          string
 	stateDir       string
+	secrets        secrets
 	json, quiet    bool
 	started        bool   // a command's own work began: errors are no usage errors any more
 	interrupted    string // what an interrupt leaves, where the common sentence is wrong
@@ -48,9 +48,13 @@ func defaultStateDir() string {
 // fromEnvironment sets the flags that were not given from BACKUPD_<FLAG>.
 func fromEnvironment(cmd *cobra.Command) (err error) {
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		name := "BACKUPD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		name := "BACKUPD_" + envName(f.Name)
 		value, ok := os.LookupEnv(name)
-		if !ok || value == "" || f.Changed || err != nil || f.Name == "help" {
+		if !ok || f.Changed || err != nil || f.Name == "help" {
+			return
+		}
+		if value == "" {
+			err = emptySecret(f.Name)
 			return
 		}
 		values := []string{value}
@@ -74,39 +78,58 @@ func (a *app) runs(f func(ctx context.Context, args []string) error) func(*cobra
 	}
 }
 
-func (a *app) options() snapshot.Options {
-	o := snapshot.Options{}
+func (a *app) options() (o snapshot.Options, err error) {
 	if a.stateDir != "" {
 		o.CacheDir = filepath.Join(a.stateDir, "cache")
+		o.TrustDir = filepath.Join(a.stateDir, "trust")
 	}
-	return o
+	o.Credentials, err = a.secrets.credentials()
+	return o, err
 }
 
-// open opens the repository for reading.
+// open opens the repository for reading: of several targets, the first that answers.
 func (a *app) open(ctx context.Context) (*snapshot.Repository, error) {
-	if a.target == "" {
+	if len(a.targets) == 0 {
 		return nil, noTarget()
 	}
-	st, err := targets.Open(a.target)
+	var errs []error
+	for i, name := range a.targets {
+		repo, err := a.openOne(ctx, name)
+		if err == nil {
+			return repo, nil
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil || errors.Is(err, snapshot.ErrUsage) || errors.Is(err, snapshot.ErrKey) {
+			break
+		}
+		if i+1 < len(a.targets) {
+			a.notice("%v; trying the next target", err)
+		}
+	}
+	return nil, errors.Join(errs...)
+}
+
+func (a *app) openOne(ctx context.Context, name string) (*snapshot.Repository, error) {
+	o, err := a.options()
 	if err != nil {
-		return nil, usage(err)
+		return nil, err
 	}
-	return snapshot.Open(ctx, readOnly{st}, a.options())
+	st, err := a.openTarget(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return snapshot.Open(ctx, readOnly{st}, o)
 }
 
-// readOnly hides what can write, so that no reader does.
-type readOnly struct{ store.Reader }
-
-func noTarget() error {
-	return fmt.Errorf("%w: no target named; say --target DIR, or set BACKUPD_TARGET", snapshot.ErrUsage)
-}
-
-// usage makes an error about a target's name one of usage.
-func usage(err error) error {
-	if errors.Is(err, store.ErrNoTarget) || errors.Is(err, store.ErrAccess) {
-		return err
+// oneTarget returns the target of a command that changes one.
+func (a *app) oneTarget() (string, error) {
+	switch len(a.targets) {
+	case 0:
+		return "", noTarget()
+	case 1:
+		return a.targets[0], nil
 	}
-	return fmt.Errorf("%w: %w", snapshot.ErrUsage, err)
+	return "", fmt.Errorf("%w: several targets are named, and this command changes one; say which with a single --target", snapshot.ErrUsage)
 }
 
 // volumes reads --volume flags; without any, the directories below /volumes.

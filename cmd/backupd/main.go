@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/disko/backupd/internal/snapshot"
+	"github.com/disko/backupd/internal/snapshot/sealed"
 	"github.com/disko/backupd/internal/store"
 )
 
@@ -93,9 +94,9 @@ func exitCode(err error, started bool) int {
 	switch {
 	case errors.As(err, &status):
 		return status.code
-	case !started, errors.Is(err, snapshot.ErrUsage), errors.Is(err, snapshot.ErrAmbiguous):
+	case !started, errors.Is(err, snapshot.ErrUsage), errors.Is(err, snapshot.ErrAmbiguous), errors.Is(err, snapshot.ErrKey), errors.Is(err, sealed.ErrNoIdentity):
 		return exitUsage
-	case errors.Is(err, snapshot.ErrDamaged):
+	case errors.Is(err, snapshot.ErrDamaged), errors.Is(err, sealed.ErrForged), errors.Is(err, snapshot.ErrSetBack):
 		return exitDamage
 	case errors.Is(err, snapshot.ErrNoRepository), errors.Is(err, snapshot.ErrForeign), errors.Is(err, snapshot.ErrNoSnapshot),
 		errors.Is(err, snapshot.ErrNoVolume), errors.Is(err, store.ErrNoTarget):
@@ -119,14 +120,15 @@ with the restore.sh that lies in it.
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
-	f.StringVar(&a.target, "target", "", "where the snapshots are: a directory")
+	f.StringArrayVar(&a.targets, "target", nil, "where the snapshots are: a directory; may be repeated")
 	f.StringVar(&a.stack, "stack", "", "name of the stack, the Compose project")
 	f.StringVar(&a.stateDir, "state-dir", defaultStateDir(), "where caches and undo are kept; may be lost at any time")
+	a.secrets.flags(f)
 	f.BoolVar(&a.json, "json", false, "print results as JSON")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress, no notices; errors and results only")
 	root.AddCommand(
 		a.backupCommand(), a.restoreCommand(), a.snapshotsCommand(), a.showCommand(), a.lsCommand(),
-		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.versionCommand(),
+		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.initCommand(), a.keyCommand(), a.versionCommand(),
 	)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", snapshot.ErrUsage, err) })
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd) }

@@ -55,7 +55,11 @@ func (k *keeper) keep(ctx context.Context, u snapshot.UndoRequest) error {
 	if err != nil {
 		return err
 	}
-	repo, err := snapshot.Ensure(ctx, st, snapshot.Options{})
+	lock, err := k.a.undoLock()
+	if err != nil {
+		return err
+	}
+	repo, err := snapshot.Ensure(ctx, st, snapshot.Options{Credentials: lock})
 	if err != nil {
 		return err
 	}
@@ -72,6 +76,15 @@ func (k *keeper) keep(ctx context.Context, u snapshot.UndoRequest) error {
 		return nil
 	}
 	return k.replace()
+}
+
+// undoLock is what an undo is encrypted with: as the target is, for whoever restores.
+func (a *app) undoLock() (*snapshot.Credentials, error) {
+	c, err := a.secrets.credentials()
+	if c != nil {
+		c.Agent = nil // it has the target's repository only
+	}
+	return c, err
 }
 
 // replace makes the undo just written the one that can be asked for.
@@ -99,7 +112,14 @@ func (a *app) restoreUndo(ctx context.Context, name string, f restoreFlags) erro
 		if err != nil {
 			return nil, fmt.Errorf("%w: nothing is kept for volume %s in %s: no restore changed it from here, or with another --state-dir", snapshot.ErrNoSnapshot, s.Name, s.Path)
 		}
-		repo, err := snapshot.Open(ctx, st, snapshot.Options{})
+		lock, err := a.undoLock()
+		if err != nil {
+			return nil, err
+		}
+		repo, err := snapshot.Open(ctx, st, snapshot.Options{Credentials: lock})
+		if errors.Is(err, snapshot.ErrKey) { // kept by a restore from a target that is not encrypted
+			repo, err = snapshot.Open(ctx, st, snapshot.Options{})
+		}
 		if err != nil {
 			return nil, err
 		}

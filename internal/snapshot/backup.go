@@ -3,14 +3,11 @@ package snapshot
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"runtime"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/disko/backupd/internal/snapshot/pack"
@@ -42,6 +39,8 @@ type BackupOptions struct {
 	Progress *Progress
 	// Warn, where set, is told of each warning when it arises.
 	Warn func(volume string, w Warning)
+	// Notice, where set, is told what is worth knowing of the run as a whole.
+	Notice func(text string)
 }
 
 // Summary tells what a backup did. Its JSON form is stable.
@@ -73,17 +72,6 @@ func (s *Summary) Warned() bool {
 	return slices.ContainsFunc(s.Volumes, func(v VolumeStats) bool { return v.WarningCount > 0 })
 }
 
-// intentLife is how long a run's intent holds; it is renewed at half of it.
-const intentLife = 24 * time.Hour
-
-// intent announces a run to prune: what it relies on and how long.
-type intent struct {
-	Run     string    `json:"run"`
-	Parent  string    `json:"parent,omitempty"`
-	Started time.Time `json:"started"`
-	Expires time.Time `json:"expires"`
-}
-
 // backupRun is one run of Backup.
 type backupRun struct {
 	r      *Repository
@@ -93,24 +81,35 @@ type backupRun struct {
 	parent *Manifest
 	m      *Manifest
 	stats  []VolumeStats
-
-	mu      sync.Mutex
-	intents int       // written
-	renewed time.Time // when the last was written
+	intent *intents
+	tees   []*tee
 }
 
 // Backup takes a snapshot of volumes and returns when it is committed. On
 // an error there is no snapshot, and all earlier ones are as they were.
 func (r *Repository) Backup(ctx context.Context, w store.Writer, o BackupOptions) (*Summary, error) {
+	sum, _, err := r.backup(ctx, w, o, nil)
+	return sum, err
+}
+
+// backup takes a snapshot; what it writes goes to the other places as well.
+func (r *Repository) backup(ctx context.Context, w store.Writer, o BackupOptions, others []Place) (*Summary, *Manifest, error) {
+	w, err := r.writer(w)
+	if err != nil {
+		return nil, nil, err
+	}
 	b := &backupRun{r: r, w: w, o: o, run: newRun()}
 	b.o.Progress = o.Progress.orNew()
 	b.o.Trigger = cmp.Or(o.Trigger, "manual")
 	if b.o.Warn == nil {
 		b.o.Warn = func(string, Warning) {}
 	}
+	if b.o.Notice == nil {
+		b.o.Notice = func(string) {}
+	}
 	sources, err := b.open()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() {
 		for _, s := range sources {
@@ -120,25 +119,20 @@ func (r *Repository) Backup(ctx context.Context, w store.Writer, o BackupOptions
 	started := r.now().UTC()
 	seq, err := b.chooseParent(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	// The intent's end must reach the target though the run was interrupted,
-	// or the answer to its beginning was lost.
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		for k := range b.intents + 1 {
-			_ = w.Delete(ctx, runKey(o.Stack, b.run, k)) // one that stays expires by itself
-		}
-	}()
-	if err := b.announce(ctx, started); err != nil {
-		return nil, err
+	b.intent = &intents{r: r, w: w, stack: o.Stack, run: b.run}
+	defer b.intent.end(ctx)
+	if err := b.announce(ctx); err != nil {
+		return nil, nil, err
 	}
+	b.openTees(ctx, others)
+	defer b.closeTees(ctx)
 	if err := b.shunCondemned(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	b.m = &Manifest{
-		Format: FormatVersion, Repository: r.ID, Stack: o.Stack, Sequence: seq, Run: b.run, Started: started,
+		Format: FormatVersion, Repository: r.ID, Stack: o.Stack, Sequence: seq, Run: b.run, Salt: randomID(), Started: started,
 		Origin: o.Origin, Trigger: b.o.Trigger, Version: o.Version, Tags: o.Tags,
 	}
 	if b.parent != nil {
@@ -146,15 +140,15 @@ func (r *Repository) Backup(ctx context.Context, w store.Writer, o BackupOptions
 	}
 	for i, s := range b.o.Volumes {
 		if err := b.volume(ctx, s, sources[i]); err != nil {
-			return nil, fmt.Errorf("back up volume %s (%s): %w", s.Name, s.Path, err)
+			return nil, nil, fmt.Errorf("back up volume %s (%s): %w", s.Name, s.Path, err)
 		}
 	}
 	b.m.Finished = r.now().UTC()
-	id, err := b.commit(ctx)
+	id, err := r.commit(ctx, w, b.m)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return &Summary{ID: id, Stack: o.Stack, Sequence: seq, Started: started, Finished: b.m.Finished, Volumes: b.stats}, nil
+	return &Summary{ID: id, Stack: o.Stack, Sequence: seq, Started: started, Finished: b.m.Finished, Volumes: b.stats}, b.m, nil
 }
 
 // Check refuses options that make no sense, before anything is touched.
@@ -221,15 +215,19 @@ func (b *backupRun) open() ([]*tree.Source, error) {
 
 // chooseParent finds the latest complete snapshot and the next sequence number.
 func (b *backupRun) chooseParent(ctx context.Context) (seq uint64, err error) {
-	list, err := b.r.List(ctx, b.o.Stack)
+	list, err := b.r.find(ctx, b.o.Stack)
 	if err != nil {
 		return 0, err
 	}
 	for _, s := range list {
 		seq = max(seq, s.Sequence)
 	}
+	b.r.cache.retainManifests(b.o.Stack, list)
 	for i := len(list) - 1; i >= 0; i-- {
-		s := list[i]
+		s := &list[i]
+		if err := s.read(ctx, b.r); err != nil {
+			return 0, err
+		}
 		if s.Err != nil {
 			continue
 		}
@@ -242,7 +240,33 @@ func (b *backupRun) chooseParent(ctx context.Context) (seq uint64, err error) {
 			break
 		}
 	}
+	if b.r.keys != nil {
+		if seen := b.r.trust.advance(b.o.Stack, seq); seen > seq {
+			b.o.Notice(fmt.Sprintf("this machine has seen snapshot number %d of stack %s in %s, and the newest there is number %d: newer ones were deleted, or the target was set back; look after it", seen, b.o.Stack, b.r.Location(), seq))
+			seq = seen
+		}
+		if !b.r.keys.CanRead() {
+			b.dropUnreadable(len(list))
+		}
+	}
 	return seq + 1, nil
+}
+
+// dropUnreadable sees to an agent's parent: what the cache does not have of
+// its index, an agent cannot read from the target.
+func (b *backupRun) dropUnreadable(snapshots int) {
+	lost := b.parent == nil && snapshots > 0
+	if b.parent != nil {
+		b.parent.Volumes = slices.DeleteFunc(b.parent.Volumes, func(v Volume) bool {
+			key := func(n pack.Name) string { return indexKey(b.o.Stack, v.Name, n) }
+			kept := b.r.cache.intact(key, v.Index)
+			lost = lost || !kept
+			return !kept
+		})
+	}
+	if lost {
+		b.o.Notice("the cache in the state directory does not have the last snapshot, and the agent key cannot read it from the target: everything is read and stored again this once; keep the state directory in a volume")
+	}
 }
 
 // shunCondemned has what a prune is about to delete stored again.
@@ -255,14 +279,14 @@ func (b *backupRun) shunCondemned(ctx context.Context) error {
 		v := &b.parent.Volumes[i]
 		for _, p := range v.Packs {
 			for k := range p.Sizes {
-				if n := (pack.Name{Run: p.Run, N: p.First + uint32(k)}); condemned[packKey(b.o.Stack, v.Name, n)] {
+				if n := (pack.Name{Run: p.Run, N: p.First + uint32(k)}); condemned[b.r.stored(packKey(b.o.Stack, v.Name, n))] {
 					v.Rewrite.Packs = append(v.Rewrite.Packs, n.String())
 				}
 			}
 		}
 		for _, p := range v.Index {
 			for k := range p.Sizes {
-				if n := (pack.Name{Run: p.Run, N: p.First + uint32(k)}); condemned[indexKey(b.o.Stack, v.Name, n)] {
+				if n := (pack.Name{Run: p.Run, N: p.First + uint32(k)}); condemned[b.r.stored(indexKey(b.o.Stack, v.Name, n))] {
 					v.Rewrite.Index = append(v.Rewrite.Index, n.String())
 				}
 			}
@@ -273,8 +297,11 @@ func (b *backupRun) shunCondemned(ctx context.Context) error {
 
 // announce writes the intent, and only then makes sure that the parent still
 // is there: prune reads intents before manifests.
-func (b *backupRun) announce(ctx context.Context, now time.Time) error {
-	if err := b.renew(ctx, now); err != nil {
+func (b *backupRun) announce(ctx context.Context) error {
+	if b.parent != nil {
+		b.intent.parent = b.parent.id
+	}
+	if err := b.intent.renew(ctx); err != nil {
 		return err
 	}
 	if b.parent == nil {
@@ -286,29 +313,6 @@ func (b *backupRun) announce(ctx context.Context, now time.Time) error {
 		return nil
 	}
 	return err
-}
-
-// renew writes an intent where the last one is half over.
-func (b *backupRun) renew(ctx context.Context, now time.Time) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.intents > 0 && now.Sub(b.renewed) < intentLife/2 {
-		return nil
-	}
-	in := intent{Run: b.run, Started: now, Expires: now.Add(intentLife)}
-	if b.parent != nil {
-		in.Parent = b.parent.id
-	}
-	data, err := json.Marshal(in)
-	if err != nil {
-		return err
-	}
-	if err := b.w.Put(ctx, runKey(b.o.Stack, b.run, b.intents), append(data, '\n')); err != nil {
-		return fmt.Errorf("announce the backup in %s: %w", b.r.Location(), err)
-	}
-	b.intents++
-	b.renewed = now
-	return nil
 }
 
 // indexPackSize is when a pack of index pages is closed: there are few, and
@@ -331,10 +335,7 @@ func (b *backupRun) volume(ctx context.Context, s Source, src *tree.Source) (err
 			if cached {
 				b.r.cache.put(k, data)
 			}
-			if err := b.w.Put(ctx, k, data); err != nil {
-				return fmt.Errorf("write to %s: %w", b.r.Location(), err)
-			}
-			if err := b.renew(ctx, b.r.now().UTC()); err != nil {
+			if err := b.put(ctx, k, data, cached); err != nil {
 				return err
 			}
 			b.o.Progress.Stored.Add(int64(len(data)))
@@ -454,106 +455,6 @@ func (b *backupRun) parentVolume(name string) *Volume {
 		return nil
 	}
 	return b.parent.Volume(name)
-}
-
-// commit writes the manifest, and makes sure that what it needs is there and stays.
-func (b *backupRun) commit(ctx context.Context) (string, error) {
-	data, id, err := b.m.encode(pack.NewEncoder(pack.Dense))
-	if err != nil {
-		return "", err
-	}
-	b.m.id = id
-	key := snapshotKey(b.o.Stack, b.m.Sequence, id)
-	if err := b.w.Put(ctx, key, data); err != nil {
-		return "", fmt.Errorf("commit the snapshot in %s: %w", b.r.Location(), err)
-	}
-	withdraw := func(why error) (string, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		if err := b.w.Delete(ctx, key); err != nil {
-			return "", fmt.Errorf("%w; the incomplete snapshot %s could not be withdrawn: %w", why, id, err)
-		}
-		return "", why
-	}
-	condemned, err := b.r.condemned(ctx, b.o.Stack)
-	if err != nil {
-		return withdraw(err)
-	}
-	for _, key := range b.m.objects() {
-		if condemned[key] {
-			return withdraw(fmt.Errorf("commit the snapshot in %s: a prune removes %s, which it needs; run the backup again", b.r.Location(), key))
-		}
-	}
-	missing, err := b.r.missing(ctx, b.m)
-	if err != nil {
-		return withdraw(err)
-	}
-	if len(missing) > 0 {
-		return withdraw(fmt.Errorf("commit the snapshot in %s: %s vanished or has another size than was written (%d objects in all); look after the target, then run the backup again", b.r.Location(), missing[0], len(missing)))
-	}
-	return id, nil
-}
-
-// condemned returns the keys that a prune is about to delete.
-func (r *Repository) condemned(ctx context.Context, stack string) (map[string]bool, error) {
-	all := map[string]bool{}
-	for info, err := range r.store.List(ctx, condemnedPrefix(stack)) {
-		if err != nil {
-			return nil, fmt.Errorf("list what is condemned in %s: %w", r.Location(), err)
-		}
-		data, err := r.store.Get(ctx, info.Key, 0, info.Size)
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", info.Key, err)
-		}
-		var list struct {
-			Keys []string `json:"keys"`
-		}
-		if err := json.Unmarshal(data, &list); err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, info.Key, err)
-		}
-		for _, k := range list.Keys {
-			all[k] = true
-		}
-	}
-	return all, nil
-}
-
-// objects returns the keys of all packs that a snapshot needs, sorted.
-func (m *Manifest) objects() []string { return slices.Sorted(maps.Keys(m.sizes())) }
-
-// sizes returns the packs that a snapshot needs, by key, with their sizes in bytes.
-func (m *Manifest) sizes() map[string]int64 {
-	all := map[string]int64{}
-	for i := range m.Volumes {
-		v := &m.Volumes[i]
-		add := func(ranges []PackRange, key func(string, string, pack.Name) string) {
-			for _, r := range ranges {
-				for k, size := range r.Sizes {
-					all[key(m.Stack, v.Name, pack.Name{Run: r.Run, N: r.First + uint32(k)})] = int64(size)
-				}
-			}
-		}
-		add(v.Packs, packKey)
-		add(v.Index, indexKey)
-	}
-	return all
-}
-
-// missing lists the objects that a snapshot needs and that are not on the
-// target, or not of their size: by one listing a volume.
-func (r *Repository) missing(ctx context.Context, m *Manifest) ([]string, error) {
-	want := m.sizes()
-	for i := range m.Volumes {
-		for info, err := range r.store.List(ctx, "stacks/"+m.Stack+"/volumes/"+m.Volumes[i].Name+"/") {
-			if err != nil {
-				return nil, fmt.Errorf("list %s: %w", r.Location(), err)
-			}
-			if size, ok := want[info.Key]; ok && size == info.Size {
-				delete(want, info.Key)
-			}
-		}
-	}
-	return slices.Sorted(maps.Keys(want)), nil
 }
 
 func names(sources []Source) []string {

@@ -60,6 +60,39 @@ func (c *cache) put(key string, data []byte) {
 	}
 }
 
+// get returns a kept object of that size, or nil.
+func (c *cache) get(key string, size int64) []byte {
+	if c.dir == "" {
+		return nil
+	}
+	data, err := os.ReadFile(c.path(key))
+	if err != nil || int64(len(data)) != size {
+		return nil
+	}
+	return data
+}
+
+// intact says whether whole index packs are kept, and every page in them is
+// what its id says.
+func (c *cache) intact(key func(pack.Name) string, ranges []PackRange) bool {
+	for _, r := range ranges {
+		for i, size := range r.Sizes {
+			name := pack.Name{Run: r.Run, N: r.First + uint32(i)}
+			data := c.get(key(name), int64(size))
+			refs, err := pack.Parse(name, data)
+			if data == nil || err != nil {
+				return false
+			}
+			for _, ref := range refs {
+				if _, err := pack.Decode(nil, data[ref.Off:][:ref.Len], ref); err != nil {
+					return false
+				}
+			}
+		}
+	}
+	return true
+}
+
 // readAt reads a piece of a kept object; false where it is not kept.
 func (c *cache) readAt(key string, p []byte, off int64) bool {
 	if c.dir == "" {
@@ -114,6 +147,27 @@ func (c *cache) retain(stack, volume string, keep map[pack.Name]bool) {
 			continue
 		}
 		c.drop("stacks/" + stack + "/volumes/" + volume + "/index/" + e.Name())
+	}
+}
+
+// retainManifests removes the copies of a stack's manifests that are not listed.
+func (c *cache) retainManifests(stack string, list []found) {
+	if c.dir == "" {
+		return
+	}
+	prefix := snapshotsPrefix(stack)
+	entries, err := os.ReadDir(c.path(prefix))
+	if err != nil {
+		return
+	}
+	keep := map[string]bool{}
+	for _, f := range list {
+		keep[f.info.Key] = true
+	}
+	for _, e := range entries {
+		if !keep[prefix+e.Name()] {
+			c.drop(prefix + e.Name())
+		}
 	}
 }
 

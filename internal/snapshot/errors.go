@@ -17,6 +17,8 @@ var (
 	ErrForeign = errors.New("not a backupd repository")
 	// ErrNoSnapshot: no snapshot of that name.
 	ErrNoSnapshot = errors.New("no such snapshot")
+	// ErrSetBack: the target has less than it once had.
+	ErrSetBack = errors.New("older than what was there before")
 	// ErrNoVolume: the snapshot does not have that volume.
 	ErrNoVolume = errors.New("no such volume")
 	// ErrNotEmpty: the volume to restore to holds data.

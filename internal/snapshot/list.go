@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/disko/backupd/internal/store"
 )
 
@@ -26,6 +28,38 @@ func (m *Manifest) ID() string { return m.id }
 // List returns the snapshots of a stack, or of all where stack is empty, by
 // stack, sequence and id. One that cannot be read is listed with its error.
 func (r *Repository) List(ctx context.Context, stack string) ([]Listed, error) {
+	found, err := r.find(ctx, stack)
+	if err != nil {
+		return nil, err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(manifestReaders)
+	for i := range found {
+		g.Go(func() error { return found[i].read(gctx, r) })
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	list := make([]Listed, 0, len(found))
+	for _, f := range found {
+		if !errors.Is(f.Err, store.ErrNotExist) { // forgotten since it was listed
+			list = append(list, f.Listed)
+		}
+	}
+	return list, nil
+}
+
+// manifestReaders is how many manifests are read at a time: most of it is waiting.
+const manifestReaders = 8
+
+// found is a manifest that a listing has and nobody has read yet.
+type found struct {
+	Listed
+	info store.Info
+}
+
+// find lists manifests without reading them, in the order of List.
+func (r *Repository) find(ctx context.Context, stack string) ([]found, error) {
 	prefix := "stacks/"
 	if stack != "" {
 		if err := CheckName("stack", stack); err != nil {
@@ -33,29 +67,29 @@ func (r *Repository) List(ctx context.Context, stack string) ([]Listed, error) {
 		}
 		prefix = snapshotsPrefix(stack)
 	}
-	var list []Listed
+	var list []found
 	for info, err := range r.store.List(ctx, prefix) {
 		if err != nil {
 			return nil, fmt.Errorf("list snapshots in %s: %w", r.Location(), err)
 		}
-		stack, seq, id, ok := splitSnapshotKey(info.Key)
-		if !ok {
-			continue
+		if stack, seq, id, ok := splitSnapshotKey(info.Key); ok {
+			list = append(list, found{Listed{Stack: stack, Sequence: seq, ID: id}, info})
 		}
-		l := Listed{Stack: stack, Sequence: seq, ID: id}
-		l.Manifest, l.Err = r.readManifest(ctx, info, l)
-		if errors.Is(l.Err, store.ErrNotExist) {
-			continue // forgotten since it was listed
-		}
-		if l.Err != nil && ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		list = append(list, l)
 	}
-	slices.SortFunc(list, func(a, b Listed) int {
+	slices.SortFunc(list, func(a, b found) int {
 		return cmp.Or(cmp.Compare(a.Stack, b.Stack), cmp.Compare(a.Sequence, b.Sequence), cmp.Compare(a.ID, b.ID))
 	})
 	return list, nil
+}
+
+// read reads the manifest; what is wrong with it is in Err. It returns an
+// error only where ctx ended.
+func (f *found) read(ctx context.Context, r *Repository) error {
+	f.Manifest, f.Err = r.readManifest(ctx, f.info, f.Listed)
+	if f.Err != nil {
+		return ctx.Err()
+	}
+	return nil
 }
 
 // readManifest reads a manifest and makes sure that it is the one its key says.
@@ -63,16 +97,33 @@ func (r *Repository) readManifest(ctx context.Context, info store.Info, l Listed
 	if info.Size > maxManifest {
 		return nil, fmt.Errorf("%w: manifest %s has %d bytes", ErrDamaged, info.Key, info.Size)
 	}
+	// A manifest never changes, and its key has its checksum: a copy is as good.
+	if data := r.cache.get(info.Key, info.Size); data != nil {
+		if m, err := r.checkManifest(data, l); err == nil {
+			return m, nil
+		}
+		r.cache.drop(info.Key)
+	}
 	data, err := r.store.Get(ctx, info.Key, 0, info.Size)
 	if err != nil {
 		return nil, fmt.Errorf("read manifest %s: %w", info.Key, err)
 	}
-	m, id, err := parseManifest(data)
+	m, err := r.checkManifest(data, l)
 	if err != nil {
 		return nil, fmt.Errorf("read manifest %s: %w", info.Key, err)
 	}
+	r.cache.put(info.Key, data)
+	return m, nil
+}
+
+// checkManifest reads a manifest that lies where l says.
+func (r *Repository) checkManifest(data []byte, l Listed) (*Manifest, error) {
+	m, id, err := parseManifest(data)
+	if err != nil {
+		return nil, err
+	}
 	if id != l.ID || m.Stack != l.Stack || m.Sequence != l.Sequence || m.Repository != r.ID {
-		return nil, fmt.Errorf("%w: manifest %s belongs elsewhere: to snapshot %s, number %d of stack %s in repository %s", ErrDamaged, info.Key, id, m.Sequence, m.Stack, m.Repository)
+		return nil, fmt.Errorf("%w: it belongs elsewhere: to snapshot %s, number %d of stack %s in repository %s", ErrDamaged, id, m.Sequence, m.Stack, m.Repository)
 	}
 	m.id = id
 	return m, nil
@@ -93,7 +144,11 @@ func (r *Repository) Find(ctx context.Context, stack, name string) (*Manifest, e
 		return nil, fmt.Errorf("%w: there is none in %s yet; `backupd backup` takes one", ErrNoSnapshot, r.Location())
 	}
 	if name == "" || name == "latest" {
-		return r.latest(ctx, list, func(*Manifest) bool { return true }, "latest")
+		m, err := r.latest(ctx, list, func(*Manifest) bool { return true }, "latest")
+		if err == nil {
+			err = r.notSetBack(m)
+		}
+		return m, err
 	}
 	var hits []Listed
 	for _, l := range list {
@@ -116,6 +171,18 @@ func (r *Repository) Find(ctx context.Context, stack, name string) (*Manifest, e
 		return nil, fmt.Errorf("%w: no id begins with %q and no tag is %q in %s; `backupd snapshots` lists what there is", ErrNoSnapshot, name, name, r.Location())
 	}
 	return m, err
+}
+
+// notSetBack compares the newest snapshot of an encrypted repository with the
+// newest that this machine ever saw.
+func (r *Repository) notSetBack(m *Manifest) error {
+	if r.keys == nil {
+		return nil
+	}
+	if seen := r.trust.advance(m.Stack, m.Sequence); seen > m.Sequence {
+		return fmt.Errorf("%w: the newest snapshot of stack %s in %s is number %d (%.8s), and this machine has seen number %d: newer ones were deleted, or the target was set back. If you know why, name the snapshot by its id", ErrSetBack, m.Stack, r.Location(), m.Sequence, m.id, seen)
+	}
+	return nil
 }
 
 // latest returns the last complete snapshot of the list that fits.

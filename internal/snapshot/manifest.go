@@ -30,7 +30,9 @@ type Manifest struct {
 	Stack      string    `json:"stack"`
 	Sequence   uint64    `json:"sequence"` // one more than the highest the writer saw
 	Parent     string    `json:"parent,omitempty"`
+	CopyOf     string    `json:"copy_of,omitempty"` // id that it was first given, in another repository
 	Run        string    `json:"run"`
+	Salt       string    `json:"salt,omitempty"` // random: the id, a hash, tells nothing of the content
 	Started    time.Time `json:"started"`
 	Finished   time.Time `json:"finished"`
 	Origin     string    `json:"origin,omitempty"` // which installation took it; never a host name

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/disko/backupd/internal/snapshot/pack"
+	"github.com/disko/backupd/internal/snapshot/sealed"
 	"github.com/disko/backupd/internal/store"
 )
 
@@ -41,16 +42,25 @@ var restoreNotes []byte
 
 // marker is the object that says what a target is.
 type marker struct {
-	Format  int       `json:"format"`
-	ID      string    `json:"id"`
-	Created time.Time `json:"created"`
+	Format     int         `json:"format"`
+	ID         string      `json:"id"`
+	Created    time.Time   `json:"created"`
+	Encryption *encryption `json:"encryption,omitempty"`
+}
+
+// encryption says how a repository is encrypted; it holds nothing secret.
+type encryption struct {
+	Scheme   string `json:"scheme"`   // "age"
+	Overhead int64  `json:"overhead"` // bytes before an object's content: restore.sh compares sizes
 }
 
 // Repository is a target that holds snapshots.
 type Repository struct {
 	ID    string
-	store store.Reader
+	store store.Reader // reads what is inside, where it is encrypted
+	keys  *sealed.Keys // nil: not encrypted
 	cache *cache
+	trust *trust
 	now   func() time.Time
 }
 
@@ -58,6 +68,11 @@ type Repository struct {
 type Options struct {
 	// CacheDir keeps copies of indexes; empty for none. It may be lost at any time.
 	CacheDir string
+	// TrustDir keeps what this machine has seen of encrypted repositories, to
+	// notice one that was exchanged or set back; empty for none.
+	TrustDir string
+	// Credentials open an encrypted repository; nil for one that is not.
+	Credentials *Credentials
 	// Now is the clock; time.Now where nil.
 	Now func() time.Time
 }
@@ -79,15 +94,42 @@ func Open(ctx context.Context, st store.Reader, o Options) (*Repository, error) 
 		return nil, fmt.Errorf("open %s: %w", st.Location(), &NewerFormatError{What: "the repository", Format: version.Format})
 	}
 	var m marker
-	if err := strictJSON(data, &m); err != nil || !validID(m.ID) || m.Format != FormatVersion {
+	if err := strictJSON(data, &m); err != nil || !validID(m.ID) || m.Format != FormatVersion || m.Encryption != nil && m.Encryption.Scheme != "age" {
 		return nil, fmt.Errorf("open %s: %w: its marker %s cannot be read; restore that file from another copy of the repository, or see RESTORE.md", st.Location(), ErrDamaged, markerKey)
 	}
-	return newRepository(st, m.ID, o), nil
+	keys, err := o.Credentials.unlock(ctx, st, &m)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", st.Location(), err)
+	}
+	return newRepository(st, m.ID, keys, o)
 }
 
-func newRepository(st store.Reader, id string, o Options) *Repository {
-	return &Repository{ID: id, store: st, now: clock(o.Now), cache: newCache(o.CacheDir, id)}
+func newRepository(st store.Reader, id string, keys *sealed.Keys, o Options) (*Repository, error) {
+	r := &Repository{ID: id, store: st, keys: keys, now: clock(o.Now), cache: newCache(o.CacheDir, id), trust: newTrust(o.TrustDir, id)}
+	if keys == nil {
+		return r, nil
+	}
+	if err := r.trust.check(keys); err != nil {
+		return nil, fmt.Errorf("open %s: %w", st.Location(), err)
+	}
+	inside, err := sealed.NewReader(st, keys)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", st.Location(), err)
+	}
+	r.store = inside
+	return r, nil
 }
+
+// writer is the store that snapshots are written through.
+func (r *Repository) writer(w store.Writer) (store.Writer, error) {
+	if r.keys == nil {
+		return w, nil
+	}
+	return sealed.NewWriter(w, r.keys)
+}
+
+// Encrypted says whether the repository is encrypted.
+func (r *Repository) Encrypted() bool { return r.keys != nil }
 
 // Close closes the cache's files.
 func (r *Repository) Close() { r.cache.close() }
@@ -101,6 +143,9 @@ func notRepository(ctx context.Context, st store.Lister) error {
 	for info, err := range st.List(ctx, "") {
 		if err != nil {
 			return fmt.Errorf("open %s: %w", loc, err)
+		}
+		if strings.HasPrefix(info.Key, keysPrefix) {
+			continue // a first backup was killed before it wrote the marker
 		}
 		return fmt.Errorf("%w: %s holds other data (%s) and no %s; nothing was written there: name an empty directory, or one that backupd made", ErrForeign, loc, info.Key, markerKey)
 	}
@@ -118,48 +163,65 @@ func Ensure(ctx context.Context, st store.Writer, o Options) (*Repository, error
 	if err != nil {
 		return nil, err
 	}
-	// What restores without backupd lies beside the data. A run that was
-	// killed after the marker leaves this to the next.
+	return r, writeExtras(ctx, st)
+}
+
+// writeExtras puts what restores without backupd beside the data. A run that
+// was killed after the marker leaves this to the next.
+func writeExtras(ctx context.Context, st store.Writer) error {
 	for key, data := range extras() {
 		if _, err := st.Stat(ctx, key); err == nil {
 			continue
 		} else if !errors.Is(err, store.ErrNotExist) {
-			return nil, fmt.Errorf("open %s: %w", st.Location(), err)
+			return fmt.Errorf("open %s: %w", st.Location(), err)
 		}
 		if err := st.Put(ctx, key, data); err != nil && !errors.Is(err, store.ErrExist) {
-			return nil, fmt.Errorf("create repository in %s: %w", st.Location(), err)
+			return fmt.Errorf("create repository in %s: %w", st.Location(), err)
 		}
 	}
-	return r, nil
+	return nil
 }
 
 // extras are the objects that restore without backupd, as they are written.
 func extras() map[string][]byte {
 	return map[string][]byte{
-		restoreScriptKey: seal(restoreScriptKey, restoreScript),
-		restoreNotesKey:  seal(restoreNotesKey, restoreNotes),
+		restoreScriptKey: withSum(restoreScriptKey, restoreScript),
+		restoreNotesKey:  withSum(restoreNotesKey, restoreNotes),
 	}
 }
 
-// seal ends a text with a line of its checksum, so that damage is known to
+// withSum ends a text with a line of its checksum, so that damage is known to
 // versions with another text.
-func seal(key string, text []byte) []byte {
+func withSum(key string, text []byte) []byte {
 	return fmt.Appendf(slices.Clip(text), "# sha256 %x\n", sha256.Sum256(append([]byte(key+"\n"), text...)))
 }
 
-// sealed says whether data is what seal returned for some text.
-func sealed(key string, data []byte) bool {
+// sumFits says whether data is what withSum returned for some text.
+func sumFits(key string, data []byte) bool {
 	i := bytes.LastIndex(data, []byte("\n# sha256 ")) + 1
-	return i > 0 && bytes.Equal(seal(key, data[:i]), data)
+	return i > 0 && bytes.Equal(withSum(key, data[:i]), data)
+}
+
+func newMarker(o Options) marker {
+	return marker{Format: FormatVersion, ID: randomID(), Created: clock(o.Now)().UTC().Truncate(time.Second)}
+}
+
+// write puts the marker: from then on the target is a repository.
+func (m *marker) write(ctx context.Context, st store.Putter) error {
+	data, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return st.Put(ctx, markerKey, append(data, '\n'))
 }
 
 func create(ctx context.Context, st store.Writer, o Options) (*Repository, error) {
-	m := marker{Format: FormatVersion, ID: randomID(), Created: clock(o.Now)().UTC().Truncate(time.Second)}
-	data, err := json.Marshal(m)
+	m := newMarker(o)
+	keys, err := o.Credentials.create(ctx, st, &m)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("create repository in %s: %w", st.Location(), err)
 	}
-	err = st.Put(ctx, markerKey, append(data, '\n'))
+	err = m.write(ctx, st)
 	if errors.Is(err, store.ErrExist) {
 		// Another first backup was faster: join its repository.
 		return Open(ctx, st, o)
@@ -167,7 +229,7 @@ func create(ctx context.Context, st store.Writer, o Options) (*Repository, error
 	if err != nil {
 		return nil, fmt.Errorf("create repository in %s: %w", st.Location(), err)
 	}
-	return newRepository(st, m.ID, o), nil
+	return newRepository(st, m.ID, keys, o)
 }
 
 func randomID() string {
@@ -197,6 +259,13 @@ func packKey(stack, volume string, n pack.Name) string {
 func indexKey(stack, volume string, n pack.Name) string {
 	return "stacks/" + stack + "/volumes/" + volume + "/index/" + n.String()
 }
+
+// packName reads the name of a pack, of data or index, out of its key.
+func packName(key string) (pack.Name, error) {
+	return pack.ParseName(key[strings.LastIndexByte(key, '/')+1:])
+}
+
+func isIndexKey(key string) bool { return strings.Contains(key, "/index/") }
 
 func runKey(stack, run string, k int) string {
 	return fmt.Sprintf("stacks/%s/runs/%s.%d", stack, run, k)

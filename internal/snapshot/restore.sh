@@ -1,6 +1,7 @@
 #!/bin/sh
 # Restores one volume from this backupd repository without backupd.
-# It needs sh, jq, dd, zstd and GNU tar, and reads docs/format.md's version 1.
+# It needs sh, jq, dd, zstd and GNU tar, for an encrypted repository also age,
+# and reads docs/format.md's version 1.
 set -eu
 export LC_ALL=C
 
@@ -11,6 +12,8 @@ usage: sh restore.sh                                  lists the snapshots
 
 SNAPSHOT is an id, the beginning of one, or "latest". DIRECTORY must be empty.
 The repository is the directory that this script lies in; REPOSITORY=DIR names another.
+An encrypted one needs IDENTITY=FILE, an age identity or ssh key that opens it, or asks for
+the passphrase. Decrypted pieces lie in TMPDIR meanwhile: up to 300 MB.
 Run it as root to get owners, devices and all attributes back.
 EOF
 	exit 2
@@ -30,14 +33,72 @@ repo=${REPOSITORY:-$(dirname "$0")}
 format=$(jq .format "$repo/backupd.json")
 [ "$format" = 1 ] || die "the repository has format $format, this script reads 1"
 
+overhead=$(jq -r '.encryption.overhead // empty' "$repo/backupd.json")
+if [ -n "$overhead" ]; then
+	command -v age >/dev/null || die "the repository is encrypted and age is not installed; install it (Debian: apt-get install age) and run this again"
+	umask_was=$(umask)
+	umask 077
+	tmp=$(mktemp -d)
+	trap 'rm -rf "$tmp"' EXIT
+	trap 'exit 1' HUP INT TERM
+	# Of the keys that open, the newest counts: it has the identities of all.
+	newest=0
+	for key in "$repo"/keys/*; do
+		case $key in *.meta) continue ;; esac
+		if [ -n "${IDENTITY:-}" ]; then
+			age -d -i "$IDENTITY" "$key" >"$tmp/key" 2>"$tmp/why" || continue
+		else
+			head -n 2 "$key" | grep -q '^-> scrypt ' || continue
+			age -d "$key" >"$tmp/key" || continue
+		fi
+		[ "$(jq .repository "$tmp/key")" = "$(jq .id "$repo/backupd.json")" ] || continue
+		generation=$(jq .generation "$tmp/key")
+		[ "$generation" -gt "$newest" ] || continue
+		newest=$generation
+		jq -r '.identities[]' "$tmp/key" >"$tmp/identity"
+	done
+	rm -f "$tmp/key"
+	[ "$newest" -gt 0 ] || die "nothing opens the repository's keys; set IDENTITY to a file with an identity that does, or leave it out to be asked for the passphrase"
+	mkdir "$tmp/packs" "$tmp/index"
+	umask "$umask_was"
+fi
+
+# plain FILE: an object's content.
+plain() {
+	if [ -n "$overhead" ]; then age -d -i "$tmp/identity" "$1"; else cat "$1"; fi
+}
+
+# name DIR: the name of the stack or volume whose directory it is.
+name() {
+	if [ -n "$overhead" ]; then plain "$1/name"; else basename "$1"; fi
+}
+
+# directory PARENT NAME: the directory of the stack or volume of that name.
+directory() {
+	for d in "$1"/*; do
+		if [ -d "$d" ] && [ "$(name "$d")" = "$2" ]; then printf '%s' "$d" && return; fi
+	done
+}
+
+# stored SIZE: how large an object with that much content is.
+stored() {
+	if [ -n "$overhead" ]; then
+		chunks=$((($1 + 65535) / 65536))
+		[ "$chunks" -gt 0 ] || chunks=1
+		echo $((overhead + $1 + 16 * chunks))
+	else
+		echo "$1"
+	fi
+}
+
 # manifest FILE: the manifest's JSON, after its checksum was compared.
 manifest() {
-	want=$(zstd -dcq <"$1" | sed -n 2p | jq -r .sha256)
+	want=$(plain "$1" | zstd -dcq | sed -n 2p | jq -r .sha256)
 	if command -v sha256sum >/dev/null; then
-		have=$(zstd -dcq <"$1" | head -n 1 | tr -d '\n' | sha256sum | cut -d ' ' -f 1)
+		have=$(plain "$1" | zstd -dcq | head -n 1 | tr -d '\n' | sha256sum | cut -d ' ' -f 1)
 		[ "$want" = "$have" ] || die "$1 is damaged: its checksum does not match; choose another snapshot"
 	fi
-	zstd -dcq <"$1" | head -n 1
+	plain "$1" | zstd -dcq | head -n 1
 }
 
 if [ $# -eq 0 ]; then
@@ -50,27 +111,42 @@ fi
 [ $# -eq 4 ] || usage
 snapshot=$1 stack=$2 volume=$3 dir=$4
 
+at=$(directory "$repo/stacks" "$stack")
 case $snapshot in
-latest) found=$(ls "$repo/stacks/$stack/snapshots" 2>/dev/null | sort -n | tail -n 1) ;;
-*) found=$(ls "$repo/stacks/$stack/snapshots" 2>/dev/null | grep -e "-$snapshot" || true) ;;
+latest) found=$(ls "$at/snapshots" 2>/dev/null | sort -n | tail -n 1) ;;
+*) found=$(ls "$at/snapshots" 2>/dev/null | grep -e "-$snapshot" || true) ;;
 esac
 [ -n "$found" ] || die "stack $stack has no snapshot $snapshot in $repo; without arguments this script lists them"
 [ "$(printf '%s\n' "$found" | wc -l)" -eq 1 ] || die "$snapshot is the beginning of several ids; give more of it"
-of_volume=$(manifest "$repo/stacks/$stack/snapshots/$found" | jq -c --arg v "$volume" '.volumes[] | select(.name == $v)')
+of_volume=$(manifest "$at/snapshots/$found" | jq -c --arg v "$volume" '.volumes[] | select(.name == $v)')
 [ -n "$of_volume" ] || die "that snapshot has no volume $volume"
-objects=$repo/stacks/$stack/volumes/$volume
+objects=$(directory "$at/volumes" "$volume")
 
 # Everything must be there before anything is written.
 for kind in packs index; do
 	printf '%s' "$of_volume" | jq -r --arg k "$kind" '.[$k][] | .run as $r | .first as $f | .sizes | to_entries[] | "\($r)-\($f + .key) \(.value)"' |
 		while read -r name size; do
-			[ -f "$objects/$kind/$name" ] && [ "$(wc -c <"$objects/$kind/$name")" -eq "$size" ] ||
+			[ -f "$objects/$kind/$name" ] && [ "$(wc -c <"$objects/$kind/$name")" -eq "$(stored "$size")" ] ||
 				die "$objects/$kind/$name is missing or cut; choose another snapshot"
 		done || exit 1
 done
 
 mkdir -p "$dir"
 [ -z "$(ls -A "$dir" | grep -v '^lost+found$' || true)" ] || die "$dir is not empty; nothing was changed"
+
+# pack KIND NAME: the file with a pack's content. Of decrypted ones, the last 16 stay.
+pack() {
+	if [ -z "$overhead" ]; then
+		echo "$objects/$1/$2"
+		return
+	fi
+	if [ ! -f "$tmp/$1/$2" ]; then
+		ls -t "$tmp/$1" | tail -n +16 | while read -r old; do rm -f "$tmp/$1/$old"; done
+		plain "$objects/$1/$2" >"$tmp/$1/$2.part" && mv "$tmp/$1/$2.part" "$tmp/$1/$2" ||
+			die "$objects/$1/$2 cannot be decrypted; choose another snapshot"
+	fi
+	echo "$tmp/$1/$2"
+}
 
 # frames KIND: copies the frames that lines of references on its input name;
 # those that lie one behind the other in one go.
@@ -81,7 +157,8 @@ frames() {
 		{ pack = $1; off = $2; len = $3 }
 		END { if (pack != "") print pack, off, len }' |
 		while read -r pack off len; do
-			dd if="$objects/$1/$pack" iflag=skip_bytes,count_bytes skip="$off" count="$len" bs=1M status=none
+			from=$(pack "$1" "$pack") || exit 1
+			dd if="$from" iflag=skip_bytes,count_bytes skip="$off" count="$len" bs=1M status=none
 		done
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/disko/backupd/internal/snapshot/index"
 	"github.com/disko/backupd/internal/snapshot/pack"
+	"github.com/disko/backupd/internal/snapshot/sealed"
 	"github.com/disko/backupd/internal/snapshot/tarstream"
 	"github.com/disko/backupd/internal/store"
 )
@@ -64,6 +65,9 @@ func (r *Repository) Verify(ctx context.Context, list []Listed, deep bool, p *Pr
 			v.damage(l.ID, "", l.Err)
 			continue
 		}
+		if err := v.manifest(ctx, l); err != nil {
+			return nil, err
+		}
 		if err := v.objects(ctx, l.Manifest); err != nil {
 			return nil, err
 		}
@@ -104,10 +108,46 @@ func (v *verifier) extras(ctx context.Context) {
 		switch {
 		case err != nil:
 			v.damage("", key, err)
-		case !sealed(key, data):
+		case !sumFits(key, data):
 			v.damage("", key, errors.New("is cut or altered; remove it, the next backup writes it again"))
 		}
 	}
+	if v.r.keys == nil {
+		return
+	}
+	for name, err := range keyNames(ctx, v.r.store) {
+		v.out.Objects++
+		if err == nil {
+			err = v.r.checkKey(ctx, name)
+		}
+		if err != nil {
+			v.damage("", keysPrefix+name, err)
+		}
+	}
+	if names, ok := v.r.store.(*sealed.Reader); ok && v.r.keys.CanRead() {
+		for key, err := range names.CheckNames(ctx) {
+			v.out.Objects++
+			if err != nil {
+				v.damage("", key, err)
+			}
+		}
+	}
+}
+
+// manifest reads a manifest from the target: the list may be from the cache.
+func (v *verifier) manifest(ctx context.Context, l Listed) error {
+	if v.r.keys != nil && !v.r.keys.CanRead() {
+		return nil // an agent: the listing has it with its size
+	}
+	key := snapshotKey(l.Stack, l.Sequence, l.ID)
+	data, err := v.r.store.Get(ctx, key, 0, -1)
+	if err == nil {
+		_, err = v.r.checkManifest(data, l)
+	}
+	if err != nil && ctx.Err() == nil {
+		v.damage(l.ID, key, err)
+	}
+	return ctx.Err()
 }
 
 // objects checks that all that a snapshot needs is there with its size.
@@ -170,7 +210,7 @@ func (v *verifier) pack(ctx context.Context, m *Manifest, key string, size int64
 	if err == nil {
 		var refs []pack.Ref
 		var name pack.Name
-		if name, err = pack.ParseName(key[strings.LastIndexByte(key, '/')+1:]); err == nil {
+		if name, err = packName(key); err == nil {
 			refs, err = pack.Parse(name, data)
 		}
 		var raw []byte
