@@ -195,7 +195,7 @@ func catchUp(ctx context.Context, from, to Place, m *Manifest, o BackupOptions, 
 }
 
 // missingFrom returns the snapshots of m's stack, m the last, that came after
-// the newest one that both repositories have. Those that cannot be read are left out.
+// the newest one that both repositories have. Earlier ones that cannot be read are left out.
 func (r *Repository) missingFrom(ctx context.Context, to *Repository, m *Manifest) ([]*Manifest, error) {
 	there, err := to.List(ctx, m.Stack)
 	if err != nil {
@@ -207,11 +207,13 @@ func (r *Repository) missingFrom(ctx context.Context, to *Repository, m *Manifes
 			known[l.Manifest.lineage()] = true
 		}
 	}
+	behind := []*Manifest{m}
 	here, err := r.find(ctx, m.Stack)
 	if err != nil {
-		return nil, err
+		// The first place went away after all was written: the newest snapshot
+		// needs nothing more of it.
+		return behind, ctx.Err()
 	}
-	behind := []*Manifest{m}
 	for i := len(here) - 1; i >= 0 && len(known) > 0; i-- {
 		f := &here[i]
 		if f.Sequence >= m.Sequence {
