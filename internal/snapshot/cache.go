@@ -62,11 +62,19 @@ func (c *cache) put(key string, data []byte) {
 
 // get returns a kept object of that size, or nil.
 func (c *cache) get(key string, size int64) []byte {
+	if data := c.getAny(key); int64(len(data)) == size {
+		return data
+	}
+	return nil
+}
+
+// getAny returns a kept object, or nil.
+func (c *cache) getAny(key string) []byte {
 	if c.dir == "" {
 		return nil
 	}
 	data, err := os.ReadFile(c.path(key))
-	if err != nil || int64(len(data)) != size {
+	if err != nil {
 		return nil
 	}
 	return data

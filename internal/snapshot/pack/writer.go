@@ -154,6 +154,9 @@ func (w *Writer) Close() error {
 	return ferr
 }
 
+// Run is the run that the packs are named after.
+func (w *Writer) Run() string { return w.run }
+
 // Stored is how many bytes were put or are being put.
 func (w *Writer) Stored() int64 {
 	w.mu.Lock()
