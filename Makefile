@@ -14,7 +14,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test race check static format fmt vet lint vuln fuzz bench image demo clean
+.PHONY: help build test servers race check static format fmt vet lint vuln fuzz bench image demo clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ build: ## the static binary, bin/backupd
 
 test: ## every test
 	go test -timeout 20m $(TESTFLAGS) ./...
+
+servers: ## the S3 servers and rclone that tests start, into .cache; tests build what is missing
+	test/servers
 
 race: ## every test, under the race detector
 	go test -race -timeout 30m $(TESTFLAGS) ./...

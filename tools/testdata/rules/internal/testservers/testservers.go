@@ -1,0 +1,2 @@
+// Package testservers stands for ours.
+package testservers
