@@ -62,7 +62,7 @@ type config struct {
 	scale []int
 }
 
-var allRows = []string{"first", "size", "unchanged", "churn01", "nights", "restore", "scale", "memory"}
+var allRows = []string{"first", "size", "unchanged", "churn01", "nights", "restore", "scale", "encryption", "s3", "memory"}
 
 func parse(args []string) (config, error) {
 	var c config
@@ -201,6 +201,10 @@ func (b *bench) row(ctx context.Context, row string) error {
 		return b.restore(ctx)
 	case "scale":
 		return b.scaleRow(ctx)
+	case "encryption":
+		return b.encryption(ctx)
+	case "s3":
+		return b.s3(ctx)
 	}
 	return b.memory(ctx)
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -23,9 +24,13 @@ type app struct {
 	stack          string
 	stateDir       string
 	secrets        secrets
+	target         targetFlags
 	json, quiet    bool
 	started        bool   // a command's own work began: errors are no usage errors any more
 	interrupted    string // what an interrupt leaves, where the common sentence is wrong
+
+	mu      sync.Mutex
+	closers []io.Closer // of targets
 }
 
 // volumesDir is where the Compose examples mount volumes.
@@ -47,14 +52,13 @@ func defaultStateDir() string {
 
 // fromEnvironment sets the flags that were not given from BACKUPD_<FLAG>.
 func fromEnvironment(cmd *cobra.Command) (err error) {
+	if err := checkSecrets(cmd.Flags()); err != nil {
+		return err
+	}
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		name := "BACKUPD_" + envName(f.Name)
 		value, ok := os.LookupEnv(name)
-		if !ok || f.Changed || err != nil || f.Name == "help" {
-			return
-		}
-		if value == "" {
-			err = emptySecret(f.Name)
+		if !ok || value == "" || f.Changed || err != nil || f.Name == "help" {
 			return
 		}
 		values := []string{value}
@@ -62,8 +66,11 @@ func fromEnvironment(cmd *cobra.Command) (err error) {
 			values = strings.Split(value, ",")
 		}
 		for _, v := range values {
-			if serr := cmd.Flags().Set(f.Name, strings.TrimSpace(v)); serr != nil {
-				err = fmt.Errorf("%w: %s=%q: %w", snapshot.ErrUsage, name, value, serr)
+			if f.Name != "passphrase" { // whose spaces count, as they do in a file
+				v = strings.TrimSpace(v)
+			}
+			if serr := cmd.Flags().Set(f.Name, v); serr != nil {
+				err = fmt.Errorf("%w: %s: %w", snapshot.ErrUsage, name, serr)
 			}
 		}
 	})

@@ -150,7 +150,7 @@ func (s *secrets) newFlags(cmd *cobra.Command) {
 func (s *secrets) newLocks() (*snapshot.Credentials, error) {
 	c, err := s.credentials()
 	if err == nil && c == nil {
-		err = fmt.Errorf("%w: say who is to open the repository: --new-passphrase-file FILE or --new-recipient age1...", snapshot.ErrUsage)
+		err = fmt.Errorf("%w: say who is to open the repository: --new-passphrase-file FILE or --new-recipient RECIPIENT", snapshot.ErrUsage)
 	}
 	return c, err
 }
@@ -191,12 +191,15 @@ written before stays readable with the new keys. Agents need the new agent key.
 			return err
 		}
 		return a.changeKeys(ctx, func(repo *snapshot.Repository, st store.Writer) error {
-			key, err := repo.RotateKeys(ctx, st, c)
+			done, err := repo.RotateKeys(ctx, st, c)
 			if err != nil {
 				return err
 			}
+			for _, l := range done.Refused {
+				fmt.Fprintf(a.stderr, "backupd: warning: snapshot %.8s of stack %s was committed while the keys were rotated, and counts no more; take another backup\n", l.ID, l.Stack)
+			}
 			a.notice("rotated; give servers this new agent key, the old one is refused from now on")
-			return a.printAgentKey(repo.ID, key)
+			return a.printAgentKey(repo.ID, done.AgentKey)
 		})
 	})
 	return cmd

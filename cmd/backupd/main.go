@@ -56,6 +56,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	a := &app{stdout: stdout, stderr: stderr}
+	defer a.close()
 	root := a.command()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
@@ -120,15 +121,16 @@ with the restore.sh that lies in it.
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
-	f.StringArrayVar(&a.targets, "target", nil, "where the snapshots are: a directory; may be repeated")
+	f.StringArrayVar(&a.targets, "target", nil, "where the snapshots are: a directory, s3://, nfs://, sftp:// or rclone: (\"backupd help targets\"); may be repeated")
 	f.StringVar(&a.stack, "stack", "", "name of the stack, the Compose project")
 	f.StringVar(&a.stateDir, "state-dir", defaultStateDir(), "where caches and undo are kept; may be lost at any time")
 	a.secrets.flags(f)
+	a.target.flags(f)
 	f.BoolVar(&a.json, "json", false, "print results as JSON")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress, no notices; errors and results only")
 	root.AddCommand(
 		a.backupCommand(), a.restoreCommand(), a.snapshotsCommand(), a.showCommand(), a.lsCommand(),
-		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.initCommand(), a.keyCommand(), a.versionCommand(),
+		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.initCommand(), a.keyCommand(), a.versionCommand(), a.targetsTopic(),
 	)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", snapshot.ErrUsage, err) })
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd) }

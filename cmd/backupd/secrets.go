@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -23,8 +22,10 @@ type secrets struct {
 }
 
 // secretFlags are those for which an empty value is a slip, and never "none":
-// a Compose file with an unset variable must not turn encryption off.
-var secretFlags = []string{"passphrase", "passphrase-file", "identity", "recipient", "agent-key", "agent-key-file"}
+// a script or Compose file with an unset variable must not turn encryption off.
+var secretFlags = []string{
+	"passphrase", "passphrase-file", "identity", "recipient", "agent-key", "agent-key-file", "new-passphrase-file", "new-recipient",
+}
 
 func (s *secrets) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.passphrase, "passphrase", "", "passphrase of an encrypted repository; better: BACKUPD_PASSPHRASE_FILE")
@@ -120,10 +121,20 @@ func readSecret(flag, file string) (string, error) {
 
 func envName(flag string) string { return strings.ToUpper(strings.ReplaceAll(flag, "-", "_")) }
 
-// emptySecret is the error for a secret that is set to nothing.
-func emptySecret(flag string) error {
-	if !slices.Contains(secretFlags, flag) {
-		return nil
+// checkSecrets refuses secrets that are set to nothing, as flags or in the environment.
+func checkSecrets(f *pflag.FlagSet) error {
+	for _, name := range secretFlags {
+		flag := f.Lookup(name)
+		if flag == nil {
+			continue
+		}
+		value, given := os.LookupEnv("BACKUPD_" + envName(name))
+		if flag.Changed {
+			value, given = flag.Value.String(), true
+		}
+		if given && strings.Trim(value, "[]\" \t\r\n,") == "" {
+			return fmt.Errorf("%w: --%s (or BACKUPD_%s) is set and empty: give the secret, or unset it for an unencrypted repository", snapshot.ErrUsage, name, envName(name))
+		}
 	}
-	return fmt.Errorf("%w: BACKUPD_%s is set and empty: give the secret, or unset it for an unencrypted repository", snapshot.ErrUsage, envName(flag))
+	return nil
 }

@@ -117,8 +117,10 @@ func (a *app) restoreUndo(ctx context.Context, name string, f restoreFlags) erro
 			return nil, err
 		}
 		repo, err := snapshot.Open(ctx, st, snapshot.Options{Credentials: lock})
-		if errors.Is(err, snapshot.ErrKey) { // kept by a restore from a target that is not encrypted
-			repo, err = snapshot.Open(ctx, st, snapshot.Options{})
+		if errors.Is(err, snapshot.ErrKey) && lock != nil { // perhaps kept by a restore from a target that is not encrypted
+			if plain, perr := snapshot.Open(ctx, st, snapshot.Options{}); perr == nil {
+				repo, err = plain, nil
+			}
 		}
 		if err != nil {
 			return nil, err

@@ -241,7 +241,10 @@ func (b *backupRun) chooseParent(ctx context.Context) (seq uint64, err error) {
 		}
 	}
 	if b.r.keys != nil {
-		if seen := b.r.trust.advance(b.o.Stack, seq); seen > seq {
+		if b.parent != nil { // the others' numbers may be anybody's
+			b.r.trust.advance(b.o.Stack, b.parent.Sequence)
+		}
+		if seen := b.r.trust.highest(b.o.Stack); seen > seq {
 			b.o.Notice(fmt.Sprintf("this machine has seen snapshot number %d of stack %s in %s, and the newest there is number %d: newer ones were deleted, or the target was set back; look after it", seen, b.o.Stack, b.r.Location(), seq))
 			seq = seen
 		}
@@ -391,6 +394,19 @@ func (b *backupRun) volume(ctx context.Context, s Source, src *tree.Source) (err
 	v.pg = b.r.pages(stack, known)
 	if parent != nil {
 		trusted := v.trust.Stats && parent.Identity != nil && *parent.Identity == identity && b.parent.Origin == b.o.Origin
+		if p := b.r.primed(b.parent, s.Name, identity); p != nil && v.trust.Stats {
+			// The files are those of the restore, and so are their stats.
+			trusted = true
+			as := *parent
+			as.Files = p.Files
+			parent = &as
+			v.pg.know(p.Index)
+			for _, r := range p.Index {
+				for k := range r.Sizes { // which are not on the target
+					v.expiredIdx[pack.Name{Run: r.Run, N: r.First + uint32(k)}] = true
+				}
+			}
+		}
 		if old, err = openBase(ctx, parent, v.pg, trusted, nil, v.frames.know); err != nil {
 			return err
 		}

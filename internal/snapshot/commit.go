@@ -8,7 +8,10 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/disko/backupd/internal/snapshot/pack"
+	"github.com/disko/backupd/internal/snapshot/sealed"
 	"github.com/disko/backupd/internal/store"
 )
 
@@ -19,6 +22,13 @@ func (r *Repository) commit(ctx context.Context, w store.Writer, m *Manifest) (s
 		return "", err
 	}
 	m.id = id
+	if m.Sequence > maxSequence {
+		return "", fmt.Errorf("commit the snapshot in %s: %w: somebody planted a snapshot with number %d there; remove it with the target's own tools", r.Location(), ErrDamaged, m.Sequence-1)
+	}
+	// Before the manifest: a locked one could not be withdrawn.
+	if err := r.retain(ctx, w, m); err != nil {
+		return "", err
+	}
 	key := snapshotKey(m.Stack, m.Sequence, id)
 	if err := w.Put(ctx, key, data); err != nil {
 		return "", fmt.Errorf("commit the snapshot in %s: %w", r.Location(), err)
@@ -30,6 +40,9 @@ func (r *Repository) commit(ctx context.Context, w store.Writer, m *Manifest) (s
 			return "", fmt.Errorf("%w; the incomplete snapshot %s could not be withdrawn: %w", why, id, err)
 		}
 		return "", why
+	}
+	if err := r.stillInForce(ctx); err != nil {
+		return withdraw(fmt.Errorf("commit the snapshot in %s: %w", r.Location(), err))
 	}
 	condemned, err := r.condemned(ctx, m.Stack)
 	if err != nil {
@@ -108,19 +121,44 @@ func (m *Manifest) sizes() map[string]int64 {
 }
 
 // missing lists the objects that a snapshot needs and that are not on the
-// target, or not of their size: by one listing a volume.
+// target, or not of their size: by one listing.
 func (r *Repository) missing(ctx context.Context, m *Manifest) ([]string, error) {
 	want := m.sizes()
-	for i := range m.Volumes {
-		for info, err := range r.store.List(ctx, "stacks/"+m.Stack+"/volumes/"+m.Volumes[i].Name+"/") {
-			if err != nil {
-				return nil, fmt.Errorf("list %s: %w", r.Location(), err)
-			}
-			if size, ok := want[info.Key]; ok && size == info.Size {
-				delete(want, info.Key)
-			}
+	if inside, ok := r.store.(*sealed.Reader); ok {
+		for i := range m.Volumes { // an agent cannot read their names
+			inside.Know(volumesPrefix(m.Stack) + m.Volumes[i].Name + "/")
+		}
+	}
+	for info, err := range r.store.List(ctx, volumesPrefix(m.Stack)) {
+		if err != nil {
+			return nil, fmt.Errorf("list %s: %w", r.Location(), err)
+		}
+		if size, ok := want[info.Key]; ok && size == info.Size {
+			delete(want, info.Key)
 		}
 	}
 	return slices.Sorted(maps.Keys(want)), nil
 }
 
+// retainers is how many locks are renewed at a time: all of it is waiting.
+const retainers = 16
+
+// retain renews the lock of objects that a snapshot relies on and did not
+// write, where the target locks objects.
+func (r *Repository) retain(ctx context.Context, w store.Writer, m *Manifest) error {
+	locker, ok := w.(store.Retainer)
+	if !ok {
+		return nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(retainers)
+	for _, key := range m.objects() {
+		if name, err := packName(key); err == nil && name.Run != m.Run {
+			g.Go(func() error { return locker.Retain(ctx, key) })
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("renew the locks in %s: %w", r.Location(), err)
+	}
+	return nil
+}

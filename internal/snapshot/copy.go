@@ -73,7 +73,7 @@ func (r *Repository) copyTo(ctx context.Context, to *Repository, w store.Writer,
 		}
 	}
 	if to.keys != nil {
-		out.Sequence = max(out.Sequence, to.trust.advance(m.Stack, out.Sequence-1)+1)
+		out.Sequence = max(out.Sequence, to.trust.highest(m.Stack)+1)
 	}
 	in := &intents{r: to, w: w, stack: m.Stack, run: newRun(), copies: m.runs(), parent: parent}
 	defer in.end(ctx)

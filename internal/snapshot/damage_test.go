@@ -31,12 +31,20 @@ type ward struct {
 	states  []string
 	exports [][]byte
 	root    string
+
+	credentials *Credentials
 }
 
 func newWard(t *testing.T) *ward {
 	t.Helper()
+	return newWardWith(t, nil)
+}
+
+// newWardWith makes an encrypted one, whose keys were rotated between the snapshots.
+func newWardWith(t *testing.T, c *Credentials) *ward {
+	t.Helper()
 	believeStats(t)
-	w := &ward{t: t, store: storetest.NewMemory(), root: fastDir(t)}
+	w := &ward{t: t, store: storetest.NewMemory(), root: fastDir(t), credentials: c}
 	volume := filepath.Join(w.root, "volume")
 	must := func(err error) {
 		t.Helper()
@@ -51,10 +59,14 @@ func newWard(t *testing.T) *ward {
 	must(os.WriteFile(volume+"/large", []byte(strings.Repeat("the same line again and again\n", 20000)), 0o600))
 	must(os.Symlink("dir/c", volume+"/symlink"))
 	must(os.Link(volume+"/a", volume+"/hardlink"))
-	repo, err := Ensure(context.Background(), w.store, Options{})
+	repo, err := Ensure(context.Background(), w.store, Options{Credentials: c})
 	must(err)
 	defer repo.Close()
 	for i := range 2 {
+		if i == 1 && c != nil {
+			_, err := repo.RotateKeys(context.Background(), w.store, c)
+			must(err)
+		}
 		if i == 1 {
 			must(os.WriteFile(volume+"/b", []byte("other content of b"), 0o640))
 			must(os.Remove(volume + "/dir/gone"))
@@ -97,7 +109,7 @@ func (w *ward) examine(st *storetest.Memory, key string) (f finding) {
 		}
 	}
 	ctx := context.Background()
-	repo, err := Open(ctx, st, Options{})
+	repo, err := Open(ctx, st, Options{Credentials: w.credentials})
 	if err != nil {
 		report(err)
 		return f

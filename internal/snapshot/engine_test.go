@@ -27,11 +27,19 @@ type world struct {
 	target *directory.Target
 	repo   *Repository
 	root   string
+
+	credentials *Credentials
+	script      func(cmd *exec.Cmd) ([]byte, error) // runs restore.sh, where that takes a key
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, root: t.TempDir()}
+	return newWorldWith(t, nil)
+}
+
+func newWorldWith(t *testing.T, c *Credentials) *world {
+	t.Helper()
+	w := &world{t: t, root: t.TempDir(), credentials: c, script: (*exec.Cmd).CombinedOutput}
 	w.volume = filepath.Join(w.root, "volume")
 	target := filepath.Join(w.root, "target")
 	for _, d := range []string{w.volume, target} {
@@ -50,7 +58,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) open() {
 	w.t.Helper()
 	var err error
-	if w.repo, err = Ensure(context.Background(), w.target, Options{CacheDir: filepath.Join(w.root, "cache")}); err != nil {
+	if w.repo, err = Ensure(context.Background(), w.target, Options{CacheDir: filepath.Join(w.root, "cache"), Credentials: w.credentials}); err != nil {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(w.repo.Close)
@@ -113,7 +121,7 @@ func (w *world) scriptNew(id string) string {
 		w.t.Fatal(err)
 	}
 	cmd := exec.Command("sh", filepath.Join(w.target.Location(), "restore.sh"), id, "shop", "data", dir)
-	if msg, err := cmd.CombinedOutput(); err != nil {
+	if msg, err := w.script(cmd); err != nil {
 		w.t.Fatalf("restore.sh: %v\n%s", err, msg)
 	}
 	return dir
@@ -138,38 +146,44 @@ func TestSnapshotsOfAChangingTreeRestoreIdentically(t *testing.T) {
 	believeStats(t)
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			w := newWorld(t)
-			testtree.Random(t, w.volume, seed, testtree.RandomOptions{Files: 100, NoLarge: true})
-			var ids []string
-			var states []string
-			const lastStep = 5
-			for step := range lastStep + 1 {
-				if step > 0 {
-					for k := range uint64(3) {
-						for _, line := range testtree.Mutate(t, w.volume, seed*100+uint64(step)*10+k) {
-							t.Log(step, line)
-						}
-					}
-				}
-				s := w.backup()
-				state := filepath.Join(w.root, fmt.Sprint("state", step))
-				testtree.Clone(t, w.volume, state)
-				ids, states = append(ids, s.ID), append(states, state)
-				for i := range ids {
-					// All of them at the end, the newest at every step.
-					if i == step || step == lastStep {
-						testtree.Compare(t, states[i], w.restoreNew(ids[i]), testtree.Options{})
-						testtree.Compare(t, states[i], w.exportNew(ids[i]), testtree.Options{})
-						testtree.Compare(t, states[i], w.scriptNew(ids[i]), testtree.Options{})
-					}
-				}
-				if t.Failed() {
-					t.Fatalf("after step %d", step)
-				}
-			}
-			w.verify()
+			newWorld(t).changeAndRestore(seed)
 		})
 	}
+}
+
+// changeAndRestore takes snapshots of a tree that changes between them, and
+// restores each in all ways.
+func (w *world) changeAndRestore(seed uint64) {
+	t := w.t
+	testtree.Random(t, w.volume, seed, testtree.RandomOptions{Files: 100, NoLarge: true})
+	var ids []string
+	var states []string
+	const lastStep = 5
+	for step := range lastStep + 1 {
+		if step > 0 {
+			for k := range uint64(3) {
+				for _, line := range testtree.Mutate(t, w.volume, seed*100+uint64(step)*10+k) {
+					t.Log(step, line)
+				}
+			}
+		}
+		s := w.backup()
+		state := filepath.Join(w.root, fmt.Sprint("state", step))
+		testtree.Clone(t, w.volume, state)
+		ids, states = append(ids, s.ID), append(states, state)
+		for i := range ids {
+			// All of them at the end, the newest at every step.
+			if i == step || step == lastStep {
+				testtree.Compare(t, states[i], w.restoreNew(ids[i]), testtree.Options{})
+				testtree.Compare(t, states[i], w.exportNew(ids[i]), testtree.Options{})
+				testtree.Compare(t, states[i], w.scriptNew(ids[i]), testtree.Options{})
+			}
+		}
+		if t.Failed() {
+			t.Fatalf("after step %d", step)
+		}
+	}
+	w.verify()
 }
 
 // Files that were written seconds before a backup have stats that cannot be

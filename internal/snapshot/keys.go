@@ -3,9 +3,9 @@ package snapshot
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 
@@ -27,7 +27,7 @@ func Init(ctx context.Context, st store.Writer, o Options) (r *Repository, agent
 	if !errors.Is(err, store.ErrNotExist) {
 		return nil, "", fmt.Errorf("open %s: %w", st.Location(), err)
 	}
-	if err := notRepository(ctx, st); !errors.Is(err, ErrNoRepository) {
+	if err := o.notRepository(ctx, st); !errors.Is(err, ErrNoRepository) {
 		return nil, "", err
 	}
 	m := newMarker(o)
@@ -74,39 +74,59 @@ func (r *Repository) Keys(ctx context.Context) ([]KeyInfo, error) {
 	if err := r.mustRead("list keys"); err != nil {
 		return nil, err
 	}
+	locks, err := listLocks(ctx, r.store, r.ID)
+	if err != nil {
+		return nil, err
+	}
 	list := []KeyInfo{}
-	for name, err := range keyNames(ctx, r.store) {
-		if err != nil {
-			return nil, fmt.Errorf("list keys: %w", err)
+	for _, l := range locks {
+		info := KeyInfo{Name: l.name, Kind: "unknown"}
+		if note, err := r.readNote(ctx, l.name); err == nil {
+			info = note.KeyInfo
 		}
-		list = append(list, r.keyInfo(ctx, name))
+		if l.size < 0 {
+			info.Kind, info.Generation = "unfinished", 0
+		}
+		list = append(list, info)
 	}
 	slices.SortFunc(list, func(a, b KeyInfo) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name)) })
 	return list, nil
 }
 
-// keyInfo reads what was noted of a key. The key itself counts, not its note.
-func (r *Repository) keyInfo(ctx context.Context, name string) KeyInfo {
-	info := KeyInfo{Name: name, Kind: "unknown"}
-	note, err := r.store.Get(ctx, keysPrefix+name+metaSuffix, 0, -1)
+func (r *Repository) readNote(ctx context.Context, name string) (note lockNote, err error) {
+	data, err := r.store.Get(ctx, lockKey(r.ID, name)+noteSuffix, 0, -1)
 	if err == nil {
-		note, err = r.keys.Open(note)
+		data, err = r.keys.Open(data)
 	}
-	var read KeyInfo
-	if err == nil && json.Unmarshal(note, &read) == nil && read.Name == name {
-		info = read
+	if err == nil {
+		err = strictJSON(data, &note)
 	}
-	return info
+	if err == nil && note.Name != name {
+		err = fmt.Errorf("%w: it is another key's", ErrDamaged)
+	}
+	return note, err
 }
 
-// checkKey looks whether a locked key is whole: that some identity may open it
-// is its header's word, which only that identity can check.
-func (r *Repository) checkKey(ctx context.Context, name string) error {
-	data, err := r.store.Get(ctx, keysPrefix+name, 0, -1)
+// checkLock compares a lock, which others may open, with its note.
+func (r *Repository) checkLock(ctx context.Context, l listedLock) error {
+	if l.size < 0 {
+		return fmt.Errorf("%w: there is a note of it, and no key: it was lost, or never finished; `backupd key remove %s` ends that", ErrDamaged, l.name)
+	}
+	data, err := readLock(ctx, r.store, r.ID, l)
 	if err != nil {
 		return err
 	}
-	return sealed.CheckLocked(data)
+	note, err := r.readNote(ctx, l.name)
+	if errors.Is(err, sealed.ErrNoIdentity) {
+		return nil // an agent cannot tell
+	}
+	if err != nil {
+		return fmt.Errorf("its note: %w; add the key again, and remove this one", err)
+	}
+	if sumOf(data) != note.SHA256 {
+		return fmt.Errorf("%w: it is not what was written; add the key again, and remove this one", ErrDamaged)
+	}
+	return nil
 }
 
 // AddKeys locks the repository's keys for what the credentials name, too.
@@ -146,57 +166,97 @@ func (r *Repository) RemoveKey(ctx context.Context, w store.Writer, name string)
 	case current == 0:
 		return fmt.Errorf("%w: %q is the last key that opens the newest snapshots; nobody could read them without it. Add another first", ErrUsage, name)
 	}
-	for _, key := range []string{keysPrefix + name, keysPrefix + name + metaSuffix} {
-		if err := w.Delete(ctx, key); err != nil {
-			return fmt.Errorf("remove key %s from %s: %w", name, r.Location(), err)
-		}
+	if err := removeLock(ctx, w, r.ID, name); err != nil {
+		return fmt.Errorf("remove key %s from %s: %w", name, r.Location(), err)
 	}
 	return nil
+}
+
+// removeLock removes a lock, and then what was noted of it.
+func removeLock(ctx context.Context, w store.Deleter, repository, name string) error {
+	key := lockKey(repository, name)
+	if err := w.Delete(ctx, key); err != nil {
+		return err
+	}
+	return w.Delete(ctx, key+noteSuffix)
+}
+
+// Rotated tells what a rotation did.
+type Rotated struct {
+	AgentKey string // agents with the former one are refused from now on
+	// Refused are snapshots that were committed with the former keys while they
+	// were rotated: readers refuse them.
+	Refused []Listed
 }
 
 // RotateKeys gives the repository a new key pair and a new signing key for
 // what is written from now on, locked for c. Locks of the former generation
 // go where they may be deleted; what they opened stays readable with the new.
-// It returns the new agent key: agents with the old one are refused from now on.
-func (r *Repository) RotateKeys(ctx context.Context, w store.Writer, c *Credentials) (agentKey string, err error) {
+func (r *Repository) RotateKeys(ctx context.Context, w store.Writer, c *Credentials) (*Rotated, error) {
 	if err := r.mustRead("rotate the keys"); err != nil {
-		return "", err
+		return nil, err
 	}
-	old, err := r.Keys(ctx)
+	former, err := listLocks(ctx, r.store, r.ID)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	found, err := r.find(ctx, "")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	last := map[string]uint64{}
+	known := map[string]bool{}
 	for _, f := range found {
-		last[f.Stack] = max(last[f.Stack], f.Sequence)
+		known[f.ID] = true
 	}
-	next, err := r.keys.Rotate(last)
+	next, err := r.keys.Rotate(slices.Collect(maps.Keys(known)))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
+	if err := r.putInForce(ctx, w, c, next); err != nil {
+		return nil, fmt.Errorf("rotate the keys of %s: %w; unless this went through all the same, the former keys are in force as before", r.Location(), err)
+	}
+	for _, l := range former {
+		if err := removeLock(ctx, w, r.ID, l.name); err != nil {
+			return nil, fmt.Errorf("rotate the keys of %s: the new keys are in force, but former key %s could not be removed: %w; remove it with `backupd key remove %s`, and see `backupd key agent`", r.Location(), l.name, err, l.name)
+		}
+	}
+	if err := r.use(w, next); err != nil {
+		return nil, err
+	}
+	out := &Rotated{}
+	if found, err = r.find(ctx, ""); err != nil {
+		return nil, err
+	}
+	for _, f := range found {
+		if !known[f.ID] {
+			out.Refused = append(out.Refused, f.Listed)
+		}
+	}
+	out.AgentKey, err = next.AgentKey()
+	return out, err
+}
+
+// putInForce writes the locks of new keys, and then says that these count.
+func (r *Repository) putInForce(ctx context.Context, w store.Writer, c *Credentials, next *sealed.Keys) error {
 	locks, err := c.locks()
 	if err != nil {
-		return "", err
+		return err
 	}
 	for _, l := range locks {
 		if err := l.write(ctx, w, next, r.now().UTC()); err != nil {
-			return "", fmt.Errorf("rotate the keys of %s: %w; the old ones are as they were", r.Location(), err)
+			return err
 		}
 	}
-	if err := w.Put(ctx, rotationsPrefix+strconv.Itoa(next.Generation), []byte("{}\n")); err != nil && !errors.Is(err, store.ErrExist) {
-		return "", fmt.Errorf("rotate the keys of %s: tell agents: %w", r.Location(), err)
+	err = w.Put(ctx, rotationsPrefix+strconv.Itoa(next.Generation), rotation{Keys: next.Digest()}.encode())
+	if err == nil {
+		return nil
 	}
-	for _, k := range old {
-		for _, key := range []string{keysPrefix + k.Name, keysPrefix + k.Name + metaSuffix} {
-			if err := w.Delete(ctx, key); err != nil {
-				return "", fmt.Errorf("rotate the keys of %s: the new keys are in force, but old key %s could not be removed: %w; remove it with `backupd key remove %s`", r.Location(), k.Name, err, k.Name)
-			}
-		}
+	// The answer may be lost, and not the act.
+	if now, rerr := currentKeys(ctx, r.store); rerr == nil && now.fits(next) {
+		return nil
 	}
-	r.keys = next
-	return next.AgentKey()
+	if errors.Is(err, store.ErrExist) {
+		return fmt.Errorf("%w: somebody else rotated them meanwhile", err)
+	}
+	return err
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/disko/backupd/internal/snapshot/tree"
 	"github.com/disko/backupd/internal/store"
 	"github.com/disko/backupd/internal/store/storetest"
+	"github.com/disko/backupd/internal/targets"
 	"github.com/disko/backupd/internal/targets/directory"
 	"github.com/disko/backupd/internal/testtree"
 )
@@ -41,9 +42,10 @@ func TestMain(m *testing.M) {
 // lab is a stack of two volumes in a small directory of its own, with the
 // states they were in.
 type lab struct {
-	t      testing.TB
-	root   string
-	states []string // clones of both volumes
+	t           testing.TB
+	root        string
+	states      []string     // clones of both volumes
+	credentials *Credentials // of an encrypted repository
 }
 
 var labVolumes = []string{"config", "data"}
@@ -142,6 +144,12 @@ func (l *lab) change() {
 	l.keep()
 }
 
+// options are for a reader who has nothing but the key.
+func (l *lab) options() Options { return Options{Credentials: l.credentials} }
+
+// settled are those of one who has a state directory as well.
+func (l *lab) settled() Options { return Options{Credentials: l.credentials, CacheDir: l.cache()} }
+
 func (l *lab) sources() []Source {
 	var s []Source
 	for _, v := range labVolumes {
@@ -152,7 +160,7 @@ func (l *lab) sources() []Source {
 
 // backup opens the repository, or makes it, and takes a snapshot.
 func (l *lab) backup(ctx context.Context, w store.Writer) (*Summary, error) {
-	r, err := Ensure(ctx, w, Options{CacheDir: l.cache()})
+	r, err := Ensure(ctx, w, l.settled())
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +180,7 @@ func (l *lab) mustBackup(w store.Writer) string {
 
 // restore opens the repository and restores one volume of a snapshot.
 func (l *lab) restore(ctx context.Context, st store.Reader, id, volume, path string, force bool) error {
-	r, err := Open(ctx, st, Options{CacheDir: l.cache()})
+	r, err := Open(ctx, st, l.settled())
 	if err != nil {
 		return err
 	}
@@ -190,7 +198,7 @@ func (l *lab) restore(ctx context.Context, st store.Reader, id, volume, path str
 func (l *lab) wantSnapshots(st store.Reader, ids map[string]string) {
 	l.t.Helper()
 	ctx := context.Background()
-	r, err := Open(ctx, st, Options{})
+	r, err := Open(ctx, st, l.options())
 	if errors.Is(err, ErrNoRepository) && len(ids) == 0 {
 		return
 	}
@@ -229,7 +237,7 @@ func (l *lab) wantSnapshots(st store.Reader, ids map[string]string) {
 
 func (l *lab) wantClean(st store.Reader) {
 	l.t.Helper()
-	r, err := Open(context.Background(), st, Options{})
+	r, err := Open(context.Background(), st, l.options())
 	if err != nil {
 		l.t.Error(err)
 		return
@@ -353,10 +361,16 @@ type startingPoint struct {
 // startingPoints are the very first backup, and a second one that changes something.
 func startingPoints(t *testing.T, do func(t *testing.T, s startingPoint)) {
 	t.Helper()
+	startingPointsWith(t, nil, do)
+}
+
+func startingPointsWith(t *testing.T, c *Credentials, do func(t *testing.T, s startingPoint)) {
+	t.Helper()
 	believeStats(t)
 	run := func(name string, second bool) {
 		t.Run(name, func(t *testing.T) {
 			s := startingPoint{lab: newLab(t), store: storetest.NewMemory(), ids: map[string]string{}}
+			s.credentials = c
 			if second {
 				s.ids[s.mustBackup(s.store)] = s.states[0]
 				s.change()
@@ -623,7 +637,7 @@ func killedChild(args []string) {
 		os.Exit(1)
 	}
 	forceTrust = true
-	act, l := args[0], &lab{root: args[1]}
+	act, l := args[0], &lab{root: args[1], credentials: keyFromEnvironment()}
 	k, err := strconv.Atoi(args[2])
 	if err != nil {
 		fail(err)
@@ -636,7 +650,11 @@ func killedChild(args []string) {
 	if args[3] == "after" {
 		fault = storetest.CallAfter(kill)
 	}
-	target, err := directory.Open(l.target())
+	name := os.Getenv(envTarget)
+	if name == "" {
+		name = l.target()
+	}
+	target, err := targets.Open(context.Background(), name, impatient)
 	if err != nil {
 		fail(err)
 	}

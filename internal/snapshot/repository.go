@@ -82,7 +82,7 @@ type Options struct {
 func Open(ctx context.Context, st store.Reader, o Options) (*Repository, error) {
 	data, err := st.Get(ctx, markerKey, 0, -1)
 	if errors.Is(err, store.ErrNotExist) {
-		return nil, notRepository(ctx, st)
+		return nil, o.notRepository(ctx, st)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", st.Location(), err)
@@ -105,19 +105,30 @@ func Open(ctx context.Context, st store.Reader, o Options) (*Repository, error) 
 }
 
 func newRepository(st store.Reader, id string, keys *sealed.Keys, o Options) (*Repository, error) {
-	r := &Repository{ID: id, store: st, keys: keys, now: clock(o.Now), cache: newCache(o.CacheDir, id), trust: newTrust(o.TrustDir, id)}
+	r := &Repository{ID: id, store: st, now: clock(o.Now), cache: newCache(o.CacheDir, id), trust: newTrust(o.TrustDir, id)}
+	var err error
 	if keys == nil {
-		return r, nil
+		err = newTrust(o.TrustDir, "").wasOther(st.Location(), "an unencrypted one lies there now")
+	} else {
+		err = r.use(st, keys)
 	}
-	if err := r.trust.check(keys); err != nil {
-		return nil, fmt.Errorf("open %s: %w", st.Location(), err)
-	}
-	inside, err := sealed.NewReader(st, keys)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", st.Location(), err)
 	}
-	r.store = inside
 	return r, nil
+}
+
+// use reads and writes the repository with keys from now on.
+func (r *Repository) use(st store.Reader, keys *sealed.Keys) error {
+	if err := r.trust.check(keys, st.Location()); err != nil {
+		return err
+	}
+	inside, err := sealed.NewReader(st, keys)
+	if err != nil {
+		return err
+	}
+	r.store, r.keys = inside, keys
+	return nil
 }
 
 // writer is the store that snapshots are written through.
@@ -137,17 +148,20 @@ func (r *Repository) Close() { r.cache.close() }
 // Location is where the repository is, for messages.
 func (r *Repository) Location() string { return r.store.Location() }
 
-// notRepository tells an empty target from somebody else's.
-func notRepository(ctx context.Context, st store.Lister) error {
-	loc := st.(interface{ Location() string }).Location()
+// notRepository tells an empty target from somebody else's, and from one that was emptied.
+func (o *Options) notRepository(ctx context.Context, st store.Reader) error {
+	loc := st.Location()
 	for info, err := range st.List(ctx, "") {
 		if err != nil {
 			return fmt.Errorf("open %s: %w", loc, err)
 		}
-		if strings.HasPrefix(info.Key, keysPrefix) {
+		if isLockKey(info.Key) {
 			continue // a first backup was killed before it wrote the marker
 		}
 		return fmt.Errorf("%w: %s holds other data (%s) and no %s; nothing was written there: name an empty directory, or one that backupd made", ErrForeign, loc, info.Key, markerKey)
+	}
+	if err := newTrust(o.TrustDir, "").wasOther(loc, "nothing lies there now: it was deleted"); err != nil {
+		return fmt.Errorf("open %s: %w", loc, err)
 	}
 	return fmt.Errorf("%w in %s: the first `backupd backup` to it creates one", ErrNoRepository, loc)
 }
@@ -252,6 +266,8 @@ func snapshotKey(stack string, seq uint64, id string) string {
 	return fmt.Sprintf("%s%08d-%s", snapshotsPrefix(stack), seq, id)
 }
 
+func volumesPrefix(stack string) string { return "stacks/" + stack + "/volumes/" }
+
 func packKey(stack, volume string, n pack.Name) string {
 	return "stacks/" + stack + "/volumes/" + volume + "/packs/" + n.String()
 }
@@ -273,6 +289,10 @@ func runKey(stack, run string, k int) string {
 
 func condemnedPrefix(stack string) string { return "stacks/" + stack + "/condemned/" }
 
+// maxSequence bounds sequence numbers. Whoever can write to a target could else
+// plant a key with a number behind which none comes.
+const maxSequence = 1 << 53
+
 // splitSnapshotKey reads stack, sequence and id out of a manifest's key.
 func splitSnapshotKey(key string) (stack string, seq uint64, id string, ok bool) {
 	parts := strings.Split(key, "/")
@@ -283,7 +303,7 @@ func splitSnapshotKey(key string) (stack string, seq uint64, id string, ok bool)
 	if !ok || !validID(id) || CheckName("stack", parts[1]) != nil {
 		return "", 0, "", false
 	}
-	if _, err := fmt.Sscanf(num, "%d", &seq); err != nil || snapshotKey(parts[1], seq, id) != key {
+	if _, err := fmt.Sscanf(num, "%d", &seq); err != nil || seq > maxSequence || snapshotKey(parts[1], seq, id) != key {
 		return "", 0, "", false
 	}
 	return parts[1], seq, id, true

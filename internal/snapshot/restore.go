@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/disko/backupd/internal/snapshot/index"
+	"github.com/disko/backupd/internal/snapshot/sealed"
 	"github.com/disko/backupd/internal/snapshot/tarstream"
 	"github.com/disko/backupd/internal/snapshot/tree"
 )
@@ -81,6 +82,9 @@ func (r *Repository) Restore(ctx context.Context, m *Manifest, o RestoreOptions)
 	if vol == nil {
 		return nil, fmt.Errorf("%w: snapshot %.8s has no volume %q; it has %s", ErrNoVolume, m.id, o.Volume, strings.Join(m.volumeNames(), ", "))
 	}
+	if r.keys != nil && !r.keys.CanRead() { // its cache may have index and manifest
+		return nil, fmt.Errorf("restore volume %s: %w", o.Volume, sealed.ErrNoIdentity)
+	}
 	if o.Warn == nil {
 		o.Warn = func(Warning) {}
 	}
@@ -105,6 +109,9 @@ func (r *Repository) Restore(ctx context.Context, m *Manifest, o RestoreOptions)
 	o.Progress.TotalBytes.Add(int64(vol.Counts.Bytes))
 	if err := run.run(ctx); err != nil {
 		return nil, fmt.Errorf("restore volume %s to %s: %w", o.Volume, o.Path, err)
+	}
+	if len(o.Include) == 0 && !o.NoOwner && len(run.stats.Warnings) == 0 {
+		_ = r.prime(ctx, m, vol, o.Path) // without it the next backup reads more
 	}
 	return &run.stats, nil
 }

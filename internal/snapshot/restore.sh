@@ -41,9 +41,8 @@ if [ -n "$overhead" ]; then
 	tmp=$(mktemp -d)
 	trap 'rm -rf "$tmp"' EXIT
 	trap 'exit 1' HUP INT TERM
-	# Of the keys that open, the newest counts: it has the identities of all.
-	newest=0
-	for key in "$repo"/keys/*; do
+	id=$(jq -r .id "$repo/backupd.json")
+	for key in "$repo/keys/$(printf %.8s "$id")"-*; do
 		case $key in *.meta) continue ;; esac
 		if [ -n "${IDENTITY:-}" ]; then
 			age -d -i "$IDENTITY" "$key" >"$tmp/key" 2>"$tmp/why" || continue
@@ -51,14 +50,11 @@ if [ -n "$overhead" ]; then
 			head -n 2 "$key" | grep -q '^-> scrypt ' || continue
 			age -d "$key" >"$tmp/key" || continue
 		fi
-		[ "$(jq .repository "$tmp/key")" = "$(jq .id "$repo/backupd.json")" ] || continue
-		generation=$(jq .generation "$tmp/key")
-		[ "$generation" -gt "$newest" ] || continue
-		newest=$generation
-		jq -r '.identities[]' "$tmp/key" >"$tmp/identity"
+		[ "$(jq -r .repository "$tmp/key")" = "$id" ] || continue
+		jq -r '.identities[]' "$tmp/key" >>"$tmp/identity"
 	done
 	rm -f "$tmp/key"
-	[ "$newest" -gt 0 ] || die "nothing opens the repository's keys; set IDENTITY to a file with an identity that does, or leave it out to be asked for the passphrase"
+	[ -s "$tmp/identity" ] || die "nothing opens the repository's keys; set IDENTITY to a file with an identity that does, or leave it out to be asked for the passphrase"
 	mkdir "$tmp/packs" "$tmp/index"
 	umask "$umask_was"
 fi
@@ -98,6 +94,7 @@ manifest() {
 		have=$(plain "$1" | zstd -dcq | head -n 1 | tr -d '\n' | sha256sum | cut -d ' ' -f 1)
 		[ "$want" = "$have" ] || die "$1 is damaged: its checksum does not match; choose another snapshot"
 	fi
+	[ -z "$overhead" ] || [ "${1##*-}" = "$(printf %.32s "$want")" ] || die "$1 was moved there from another place; choose another snapshot"
 	plain "$1" | zstd -dcq | head -n 1
 }
 
@@ -118,6 +115,10 @@ latest) found=$(ls "$at/snapshots" 2>/dev/null | sort -n | tail -n 1) ;;
 esac
 [ -n "$found" ] || die "stack $stack has no snapshot $snapshot in $repo; without arguments this script lists them"
 [ "$(printf '%s\n' "$found" | wc -l)" -eq 1 ] || die "$snapshot is the beginning of several ids; give more of it"
+if [ -n "$overhead" ]; then
+	belongs=$(manifest "$at/snapshots/$found" | jq -r '"\(.repository) \(.stack) \(.sequence)"')
+	[ "$belongs" = "$id $stack $(printf %s "${found%%-*}" | sed 's/^0*//')" ] || die "$at/snapshots/$found was moved there from another place; choose another snapshot"
+fi
 of_volume=$(manifest "$at/snapshots/$found" | jq -c --arg v "$volume" '.volumes[] | select(.name == $v)')
 [ -n "$of_volume" ] || die "that snapshot has no volume $volume"
 objects=$(directory "$at/volumes" "$volume")

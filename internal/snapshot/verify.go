@@ -115,13 +115,14 @@ func (v *verifier) extras(ctx context.Context) {
 	if v.r.keys == nil {
 		return
 	}
-	for name, err := range keyNames(ctx, v.r.store) {
+	locks, err := listLocks(ctx, v.r.store, v.r.ID)
+	if err != nil {
+		v.damage("", keysPrefix, err)
+	}
+	for _, l := range locks {
 		v.out.Objects++
-		if err == nil {
-			err = v.r.checkKey(ctx, name)
-		}
-		if err != nil {
-			v.damage("", keysPrefix+name, err)
+		if err := v.r.checkLock(ctx, l); err != nil {
+			v.damage("", lockKey(v.r.ID, l.name), err)
 		}
 	}
 	if names, ok := v.r.store.(*sealed.Reader); ok && v.r.keys.CanRead() {

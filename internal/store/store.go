@@ -71,6 +71,13 @@ type Deleter interface {
 	Delete(ctx context.Context, key string) error
 }
 
+// Retainer is a target that locks objects against deletion for a time; a
+// target that does not may lack it.
+type Retainer interface {
+	// Retain locks an object that is there anew, as if it were put now.
+	Retain(ctx context.Context, key string) error
+}
+
 // Reader is what restoring, listing and verifying need.
 type Reader interface {
 	Getter

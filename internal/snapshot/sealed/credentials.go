@@ -14,8 +14,9 @@ import (
 // is more than a backup may. docs/adr/0016 has the reasons.
 const scryptWork = 16
 
-// maxScryptWork bounds what a hostile keys/<n> can make us spend: 1 GiB.
-const maxScryptWork = 20
+// maxScryptWork bounds what a hostile keys/<n> can make us spend: 256 MiB, as
+// age's own default does.
+const maxScryptWork = 18
 
 // ParseRecipients reads age recipients (X25519 and post-quantum hybrid) and
 // ssh public keys (ed25519 and rsa), one to a line.

@@ -13,18 +13,16 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 
 	"filippo.io/age"
-
-	"github.com/disko/backupd/internal/snapshot/pack"
 )
 
 // Questions that callers ask with errors.Is.
@@ -56,11 +54,11 @@ type Keys struct {
 	Generation int
 }
 
-// Retired is a signing key that was rotated out: it counts for what it signed before.
+// Retired is a signing key that was rotated out: it counts for the manifests
+// that were there then, and for no others, whatever number they bear.
 type Retired struct {
-	Public []byte `json:"public"`
-	// Last is the highest sequence number of each stack when it was retired.
-	Last map[string]uint64 `json:"last"`
+	Public    []byte   `json:"public"`
+	Snapshots []string `json:"snapshots"` // ids, sorted
 }
 
 // bundle is the JSON in keys/<n>; docs/format.md describes it.
@@ -102,17 +100,23 @@ func (k *Keys) newPair(postQuantum bool) error {
 }
 
 // Rotate returns keys with a new pair and a new signing key. What was written
-// with the old ones stays readable; last are the highest sequence numbers of
-// the stacks, beyond which the old signing key does not count any more.
-func (k *Keys) Rotate(last map[string]uint64) (*Keys, error) {
+// with the old ones stays readable; snapshots are the ids of all manifests that
+// there are, beyond which the old signing key does not count any more.
+func (k *Keys) Rotate(snapshots []string) (*Keys, error) {
 	if len(k.Identities) == 0 {
 		return nil, ErrNoIdentity
 	}
-	public := ed25519.NewKeyFromSeed(k.Signer).Public().(ed25519.PublicKey)
+	snapshots = slices.Sorted(slices.Values(snapshots))
 	next := &Keys{
 		Repository: k.Repository, Identities: slices.Clone(k.Identities), NameKey: k.NameKey, Signer: random(ed25519.SeedSize),
-		Retired: append(slices.Clone(k.Retired), Retired{Public: public, Last: last}), Generation: k.Generation + 1,
+		Generation: k.Generation + 1,
 	}
+	for _, r := range k.Retired { // what was pruned since needs no vouching for
+		gone := func(id string) bool { _, ok := slices.BinarySearch(snapshots, id); return !ok }
+		next.Retired = append(next.Retired, Retired{r.Public, slices.DeleteFunc(slices.Clone(r.Snapshots), gone)})
+	}
+	public := ed25519.NewKeyFromSeed(k.Signer).Public().(ed25519.PublicKey)
+	next.Retired = append(next.Retired, Retired{public, snapshots})
 	if err := next.newPair(strings.HasPrefix(k.Recipient, "age1pq1")); err != nil {
 		return nil, err
 	}
@@ -134,15 +138,32 @@ func (k *Keys) Same(other *Keys) bool {
 	return k.Repository == other.Repository && bytes.Equal(k.NameKey, other.NameKey)
 }
 
-// Fingerprint tells these keys from any others, and nothing else of them.
+// Fingerprint tells a repository's keys from any others, before and after a
+// rotation, and nothing else of them. It is taken from the first identity: an
+// agent, or whoever stole its key, cannot make keys with the same one. Empty for an agent.
 func (k *Keys) Fingerprint() string {
+	if len(k.Identities) == 0 {
+		return ""
+	}
 	h := hmac.New(sha256.New, k.NameKey)
-	fmt.Fprintf(h, "backupd fingerprint\n%s\n", k.Repository)
+	fmt.Fprintf(h, "backupd fingerprint\n%s\n%s\n", k.Repository, k.Identities[len(k.Identities)-1])
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
-// String keeps secrets out of messages.
+// Digest names one generation of keys, and tells nothing of them to whoever has no key.
+func (k *Keys) Digest() string {
+	sum := sha256.Sum256([]byte(k.Recipient))
+	return hex.EncodeToString(sum[:16])
+}
+
+// String keeps secrets out of messages, as GoString and LogValue do.
 func (k *Keys) String() string { return "keys of repository " + k.Repository }
+
+// GoString implements fmt.GoStringer.
+func (k *Keys) GoString() string { return k.String() }
+
+// LogValue implements slog.LogValuer.
+func (k *Keys) LogValue() slog.Value { return slog.StringValue(k.String()) }
 
 // Lock encrypts the keys to recipients: the content of keys/<n>.
 func (k *Keys) Lock(recipients ...age.Recipient) ([]byte, error) {
@@ -172,8 +193,8 @@ func (k *Keys) marshal() ([]byte, error) {
 	return append(text, '\n'), err
 }
 
-// maxBundle bounds keys/<n>, decrypted.
-const maxBundle = 16 << 20
+// MaxLocked bounds keys/<n>: most of it are the ids of old snapshots.
+const MaxLocked = 16 << 20
 
 // Unlock decrypts what Lock returned. ErrWrongKey where no identity fits.
 func Unlock(data []byte, identities ...age.Identity) (*Keys, error) {
@@ -187,37 +208,58 @@ func Unlock(data []byte, identities ...age.Identity) (*Keys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrForged, err)
 	}
-	text, err := io.ReadAll(io.LimitReader(r, maxBundle))
+	text, err := io.ReadAll(io.LimitReader(r, MaxLocked))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrForged, err)
 	}
-	return parseBundle(text)
+	k, err := parseBundle(text)
+	if err == nil && !k.CanRead() {
+		err = fmt.Errorf("%w: keys: without an identity", ErrForged)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return k, nil
 }
 
 func parseBundle(text []byte) (*Keys, error) {
+	bad := func(what any) (*Keys, error) { return nil, fmt.Errorf("%w: keys: %v", ErrForged, what) }
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
 	var b bundle
 	if err := dec.Decode(&b); err != nil {
-		return nil, fmt.Errorf("%w: keys: %w", ErrForged, err)
+		return bad(err)
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return bad("something follows them")
 	}
 	k := &Keys{Repository: b.Repository, Generation: b.Generation, Recipient: b.Recipient, Identities: b.Identities, Retired: b.Retired}
 	var err1, err2 error
 	k.NameKey, err1 = hex.DecodeString(b.NameKey)
 	k.Signer, err2 = hex.DecodeString(b.Signer)
 	if err1 != nil || err2 != nil || len(k.NameKey) != 32 || len(k.Signer) != ed25519.SeedSize {
-		return nil, fmt.Errorf("%w: keys: bad name key or signer", ErrForged)
+		return bad("bad name key or signer")
+	}
+	if !isHash(k.Repository) || k.Generation < 1 {
+		return bad("bad repository or generation")
 	}
 	for _, r := range k.Retired {
-		if len(r.Public) != ed25519.PublicKeySize {
-			return nil, fmt.Errorf("%w: keys: bad retired signer", ErrForged)
+		if len(r.Public) != ed25519.PublicKeySize || !slices.IsSorted(r.Snapshots) {
+			return bad("bad retired signer")
 		}
 	}
-	if _, err := parseRecipient(k.Recipient); err != nil {
-		return nil, fmt.Errorf("%w: keys: %w", ErrForged, err)
+	if _, err := parseRecipient(k.Recipient); err != nil || !strings.HasPrefix(k.Recipient, "age1") {
+		return bad("bad recipient")
 	}
-	if _, err := k.identities(); err != nil {
-		return nil, fmt.Errorf("%w: keys: %w", ErrForged, err)
+	ids, err := k.identities()
+	if err != nil {
+		return bad("bad identity")
+	}
+	if len(ids) > 0 {
+		// Else what is written from now on could not be read.
+		if _, recipient, _ := RecipientOf(ids[0]); recipient != k.Recipient {
+			return bad("recipient and identity are no pair")
+		}
 	}
 	return k, nil
 }
@@ -226,48 +268,12 @@ func (k *Keys) identities() ([]age.Identity, error) {
 	var all []age.Identity
 	for _, s := range k.Identities {
 		ids, err := age.ParseIdentities(strings.NewReader(s))
-		if err != nil {
-			return nil, err
+		if err != nil || len(ids) != 1 {
+			return nil, errors.New("not an identity") // no part of it in a message
 		}
 		all = append(all, ids...)
 	}
 	return all, nil
-}
-
-// agentPrefix begins an agent key, so that it is known for what it is.
-const agentPrefix = "BACKUPD-AGENT-KEY-1-"
-
-// AgentKey is the secret of an agent that may write and read nothing: one
-// line of text.
-func (k *Keys) AgentKey() (string, error) {
-	agent := Keys{Repository: k.Repository, Recipient: k.Recipient, NameKey: k.NameKey, Signer: k.Signer, Generation: k.Generation}
-	text, err := agent.marshal()
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(text)
-	return agentPrefix + base64.RawURLEncoding.EncodeToString(append(text, sum[:4]...)), nil
-}
-
-// ParseAgentKey reads what AgentKey returned.
-func ParseAgentKey(s string) (*Keys, error) {
-	rest, ok := strings.CutPrefix(strings.TrimSpace(s), agentPrefix)
-	if !ok {
-		return nil, fmt.Errorf("it does not begin with %s: give the line that `backupd init` printed", agentPrefix)
-	}
-	data, err := base64.RawURLEncoding.DecodeString(rest)
-	if err != nil || len(data) < 4 {
-		return nil, errors.New("it is cut short or has a wrong letter: copy the whole line that `backupd init` printed")
-	}
-	text := data[:len(data)-4]
-	if sum := sha256.Sum256(text); !bytes.Equal(sum[:4], data[len(data)-4:]) {
-		return nil, errors.New("it is cut short or has a wrong letter: copy the whole line that `backupd init` printed")
-	}
-	k, err := parseBundle(text)
-	if err == nil && len(k.Identities) > 0 {
-		err = errors.New("it holds an identity, which an agent must not have")
-	}
-	return k, err
 }
 
 // Seal encrypts a note to the repository: whoever has its identity reads it.
@@ -276,7 +282,7 @@ func (k *Keys) Seal(data []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return encrypt(new(bytes.Buffer), data, r)
+	return encrypt(nil, data, r)
 }
 
 // Open decrypts what Seal returned.
@@ -292,22 +298,9 @@ func (k *Keys) Open(data []byte) ([]byte, error) {
 	if err != nil {
 		return nil, corrupt(err)
 	}
-	text, err := io.ReadAll(io.LimitReader(r, maxBundle))
+	text, err := io.ReadAll(io.LimitReader(r, MaxLocked))
 	if err != nil {
 		return nil, corrupt(err)
 	}
 	return text, nil
-}
-
-// CheckLocked says what is wrong with the form of keys/<n>; nil for nothing.
-func CheckLocked(data []byte) error {
-	r := bytes.NewReader(data)
-	header, err := age.ExtractHeader(r)
-	if err != nil {
-		return fmt.Errorf("%w: no age file: %w", pack.ErrCorrupt, err)
-	}
-	if len(data) < len(header)+2*tagSize {
-		return fmt.Errorf("%w: it is cut short", pack.ErrCorrupt)
-	}
-	return nil
 }

@@ -1,10 +1,12 @@
 package sealed
 
 import (
+	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -12,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/disko/backupd/internal/snapshot/pack"
+	"github.com/disko/backupd/internal/store"
 )
 
 // Names in keys. A stack's directory is named after a keyed hash of the stack,
@@ -31,6 +34,16 @@ func (k *Keys) hash(parts ...string) string {
 
 // nameObject is the object in a stack's or a volume's directory that holds its name, encrypted.
 const nameObject = "name"
+
+// foreign says whether an object lies where this repository writes none.
+func foreign(key string) bool {
+	p, ok := split(key)
+	return ok && (!isHash(p.stack) || p.volume != "" && !isHash(p.volume))
+}
+
+func isHash(name string) bool {
+	return len(name) == 32 && pack.ValidRun(name[:16]) && pack.ValidRun(name[16:])
+}
 
 // path is a key below stacks/, taken apart.
 type path struct {
@@ -75,6 +88,75 @@ func (k *Keys) Hide(key string) string {
 	return p.join()
 }
 
+// show is the reverse of hide: it looks up names that are not known yet. One
+// that cannot be read stays a hash, and the manifests below it do not verify.
+func (s *Reader) show(ctx context.Context, key string) (string, error) {
+	p, ok := split(key)
+	if !ok {
+		return key, nil
+	}
+	stack := p.stack
+	name, err := s.name(ctx, "stacks/"+stack, stack, s.k.stackName)
+	if err != nil {
+		return "", err
+	}
+	p.stack = name
+	if p.volume != "" {
+		p.volume, err = s.name(ctx, "stacks/"+stack+"/volumes/"+p.volume, p.volume, func(v string) string { return s.k.volumeName(name, v) })
+	}
+	return p.join(), err
+}
+
+func (s *Reader) name(ctx context.Context, dir, hash string, hashOf func(string) string) (string, error) {
+	s.mu.Lock()
+	name, ok := s.names[hash]
+	s.mu.Unlock()
+	if ok {
+		return name, nil
+	}
+	name = hash
+	if len(s.ids) > 0 {
+		said, err := s.readName(ctx, dir)
+		switch {
+		case err == nil && hashOf(said) == hash:
+			name = said
+		case err != nil && !errors.Is(err, pack.ErrCorrupt) && !errors.Is(err, ErrForged) && !errors.Is(err, store.ErrNotExist):
+			return "", err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if known, ok := s.names[hash]; ok { // somebody used it meanwhile
+		return known, nil
+	}
+	s.names[hash] = name
+	return name, nil
+}
+
+// nameLen is the length of a name object's content: the length of a name is
+// nobody's business. The rest is filled with line feeds, which a shell drops.
+const nameLen = 128
+
+func padName(name string) []byte {
+	return append([]byte(name), bytes.Repeat([]byte{'\n'}, max(0, nameLen-len(name)))...)
+}
+
+// readName reads what a name object says.
+func (s *Reader) readName(ctx context.Context, dir string) (string, error) {
+	data, err := s.st.Get(ctx, dir+"/"+nameObject, 0, s.sealedSize(nameLen))
+	if errors.Is(err, store.ErrShort) {
+		return "", corrupt(err)
+	}
+	if err != nil {
+		return "", err
+	}
+	data, err = decrypt(spans{{0, data}}, int64(len(data)), 0, nameLen, s.ids...)
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimRight(string(data), "\n"), nil
+}
+
 // secret says whether an object's content is encrypted. What is not, tells
 // sizes, counts and times: intents, and what forget and prune note, by keys.
 func (p path) secret() bool {
@@ -88,26 +170,33 @@ func (p path) signed() bool { return p.volume == "" && strings.HasPrefix(p.rest,
 // wrong with it, or nil; an object of a stack or volume that has none is named once.
 func (s *Reader) CheckNames(ctx context.Context) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		dirs := map[string]bool{} // of stacks and volumes; true when their name was seen
+		dirs := map[string]int64{} // of stacks and volumes: how large the object with their name is
 		for info, err := range s.st.List(ctx, "stacks/") {
 			if err != nil {
 				yield("stacks/", err)
 				return
 			}
 			p, ok := split(info.Key)
-			if !ok {
+			if !ok || foreign(info.Key) {
 				continue
 			}
 			for _, dir := range []string{path{stack: p.stack}.join(), path{stack: p.stack, volume: p.volume}.join()} {
-				dirs[dir] = dirs[dir] || info.Key == dir+"/"+nameObject
+				if info.Key == dir+"/"+nameObject {
+					dirs[dir] = info.Size
+				} else if _, seen := dirs[dir]; !seen {
+					dirs[dir] = -1
+				}
 			}
 		}
 		for _, dir := range slices.Sorted(maps.Keys(dirs)) {
 			key, err := dir+"/"+nameObject, error(nil)
-			if !dirs[dir] {
+			switch size := dirs[dir]; size {
+			case -1:
 				err = fmt.Errorf("%w: is missing", pack.ErrCorrupt)
-			} else {
+			case s.sealedSize(nameLen):
 				err = s.checkName(ctx, dir)
+			default:
+				err = fmt.Errorf("%w: has %d bytes instead of %d", pack.ErrCorrupt, size, s.sealedSize(nameLen))
 			}
 			if !yield(key, err) {
 				return
@@ -117,18 +206,18 @@ func (s *Reader) CheckNames(ctx context.Context) iter.Seq2[string, error] {
 }
 
 func (s *Reader) checkName(ctx context.Context, dir string) error {
-	data, err := s.get(ctx, dir+"/"+nameObject, 0, -1)
+	said, err := s.readName(ctx, dir)
 	if err != nil {
 		return err
 	}
 	p, _ := split(dir)
-	want := s.k.stackName(string(data))
+	want := s.k.stackName(said)
 	if p.volume != "" {
 		stack, err := s.name(ctx, path{stack: p.stack}.join(), p.stack, s.k.stackName)
 		if err != nil {
 			return err
 		}
-		want, p.stack = s.k.volumeName(stack, string(data)), p.volume
+		want, p.stack = s.k.volumeName(stack, said), p.volume
 	}
 	if want != p.stack {
 		return fmt.Errorf("%w: it is another's name", ErrForged)

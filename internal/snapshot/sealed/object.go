@@ -1,7 +1,6 @@
 package sealed
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -22,12 +21,14 @@ const (
 
 // overhead returns the length of header and nonce of every object for a recipient.
 func overhead(r age.Recipient) (int64, error) {
-	data, err := encrypt(new(bytes.Buffer), nil, r)
+	data, err := encrypt(nil, nil, r)
 	return int64(len(data)) - tagSize, err
 }
 
-func encrypt(buf *bytes.Buffer, data []byte, r age.Recipient) ([]byte, error) {
-	w, err := age.Encrypt(buf, r)
+// encrypt appends data as an age file to dst.
+func encrypt(dst, data []byte, r age.Recipient) ([]byte, error) {
+	out := appender(dst)
+	w, err := age.Encrypt(&out, r)
 	if err == nil {
 		_, err = w.Write(data)
 	}
@@ -37,7 +38,16 @@ func encrypt(buf *bytes.Buffer, data []byte, r age.Recipient) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encrypt: %w", err)
 	}
-	return buf.Bytes(), nil
+	return out, nil
+}
+
+// appender is a slice to write to. Unlike bytes.Buffer it does not double what
+// is nearly large enough: packs are 16 MiB, more or less.
+type appender []byte
+
+func (a *appender) Write(p []byte) (int, error) {
+	*a = append(*a, p...)
+	return len(p), nil
 }
 
 func (s *Reader) sealedSize(plain int64) int64 {
@@ -61,6 +71,9 @@ type span struct {
 	off  int64
 	data []byte
 }
+
+// has says whether a span holds what lies between two offsets.
+func (x span) has(off, end int64) bool { return off >= x.off && end <= x.off+int64(len(x.data)) }
 
 // ReadAt implements io.ReaderAt for what lies in one of the pieces.
 func (s spans) ReadAt(p []byte, off int64) (int, error) {

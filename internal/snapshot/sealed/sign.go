@@ -5,7 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"strconv"
+	"slices"
 	"strings"
 )
 
@@ -44,13 +44,13 @@ func (k *Keys) verify(key string, data []byte) ([]byte, error) {
 	if ed25519.Verify(ed25519.NewKeyFromSeed(k.Signer).Public().(ed25519.PublicKey), message, sig) {
 		return body, nil
 	}
-	p, _ := split(key)
-	num, _, _ := strings.Cut(strings.TrimPrefix(p.rest, "snapshots/"), "-")
-	seq, err := strconv.ParseUint(num, 10, 64)
 	for _, r := range k.Retired {
-		if err == nil && seq <= r.Last[p.stack] && ed25519.Verify(r.Public, message, sig) {
+		if _, known := slices.BinarySearch(r.Snapshots, snapshotID(key)); known && ed25519.Verify(r.Public, message, sig) {
 			return body, nil
 		}
 	}
 	return nil, fmt.Errorf("%w: its signature does not fit: it was forged, changed, or moved here from another place", ErrForged)
 }
+
+// snapshotID is the id in a manifest's key.
+func snapshotID(key string) string { return key[strings.LastIndexByte(key, '-')+1:] }

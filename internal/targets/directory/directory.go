@@ -101,6 +101,9 @@ func (t *Target) Get(ctx context.Context, key string, off, n int64) ([]byte, err
 		return nil, err
 	}
 	data, err := get(path, off, n)
+	if errors.Is(err, syscall.ESTALE) {
+		data, err = get(path, off, n) // its path leads to it anew
+	}
 	if err != nil {
 		return nil, t.explain("read", key, err)
 	}
@@ -219,6 +222,8 @@ func explain(act, what string, err error) error {
 		kind = store.ErrAccess
 	case errors.Is(err, fs.ErrNotExist):
 		kind = store.ErrNotExist
+	case errors.Is(err, syscall.ESTALE):
+		return fmt.Errorf("%s %s: %w; the NFS mount is stale: mount it again", act, what, err)
 	default:
 		return fmt.Errorf("%s %s: %w", act, what, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/disko/backupd/internal/store"
 )
@@ -32,6 +33,7 @@ func (t *Target) List(ctx context.Context, prefix string) iter.Seq2[store.Info, 
 		if prefix == "" {
 			top += "/" // a root that is a symbolic link is followed
 		}
+		last := ""
 		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
 			if absent(err) {
 				if path == top {
@@ -68,7 +70,14 @@ func (t *Target) List(ctx context.Context, prefix string) iter.Seq2[store.Info, 
 			if !d.Type().IsRegular() && filepath.Dir(rel) != "." {
 				return nil
 			}
+			if path == last {
+				return nil // an NFS server may repeat a name when the directory changes
+			}
+			last = path
 			st, err := d.Info()
+			if errors.Is(err, syscall.ESTALE) {
+				st, err = os.Lstat(path)
+			}
 			if err != nil {
 				if errors.Is(err, fs.ErrNotExist) {
 					return nil

@@ -32,7 +32,7 @@ func (t *Target) Put(ctx context.Context, key string, data []byte) error {
 	return nil
 }
 
-func (t *Target) put(ctx context.Context, path string, data []byte) (err error) {
+func (t *Target) put(ctx context.Context, path string, data []byte) error {
 	if _, err := os.Lstat(path); err == nil {
 		return store.ErrExist // before its content is written for nothing
 	}
@@ -40,11 +40,9 @@ func (t *Target) put(ctx context.Context, path string, data []byte) (err error) 
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if rerr := os.Remove(tmp); err == nil && rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
-			err = rerr
-		}
-	}()
+	// Where the object is in place, a name that stays is tidied a day later: a
+	// mount's time-out must not turn that into an error.
+	defer os.Remove(tmp)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -122,15 +120,19 @@ func same(a, b string) bool {
 // errCannotPlace: the file system has neither links nor a rename that refuses.
 var errCannotPlace = errors.New("the file system cannot place a file without replacing")
 
+// enotsupp is the kernel's own number for "not supported", which its NFS client
+// lets through to programs (include/linux/errno.h).
+const enotsupp = syscall.Errno(524)
+
 // place gives a file its name without replacing another: by link, or where the
 // file system has no links by a rename that refuses.
 func place(from, to string) error {
 	err := os.Link(from, to)
-	if !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.EOPNOTSUPP) && !errors.Is(err, syscall.EMLINK) && !errors.Is(err, syscall.ENOSYS) {
+	if !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.EOPNOTSUPP) && !errors.Is(err, syscall.EMLINK) && !errors.Is(err, syscall.ENOSYS) && !errors.Is(err, enotsupp) {
 		return err
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
-	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EOPNOTSUPP) {
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, enotsupp) {
 		return errCannotPlace
 	}
 	if err != nil {
