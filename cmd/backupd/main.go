@@ -11,7 +11,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -45,9 +44,7 @@ one that may be repeated takes a list with commas. Results go to stdout,
 everything else to stderr.`
 
 func main() {
-	// Packs and frames under way are most of the memory: a collector that
-	// lets the heap double would double them.
-	debug.SetGCPercent(50)
+	collect(collectPacking)
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 

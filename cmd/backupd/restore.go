@@ -92,6 +92,7 @@ func (a *app) restoreAll(ctx context.Context, sources []snapshot.Source, f resto
 	if len(sources) == 0 {
 		return fmt.Errorf("%w: the snapshot has none of the volumes below %s; say --volume NAME=PATH", snapshot.ErrNoVolume, volumesDir)
 	}
+	defer collect(collectReading)()
 	progress := &snapshot.Progress{}
 	shown := a.show("restore", progress)
 	defer shown.stop()

@@ -63,6 +63,7 @@ func (k *keeper) keep(ctx context.Context, u snapshot.UndoRequest) error {
 	if err != nil {
 		return err
 	}
+	defer collect(collectPacking)()
 	sum, err := repo.Backup(ctx, st, snapshot.BackupOptions{
 		Stack: undoStack, Volumes: []snapshot.Source{{Name: u.Volume, Path: u.Path}}, Pick: u.Pick, Trigger: "undo", Version: version,
 	})

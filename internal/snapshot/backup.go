@@ -360,10 +360,11 @@ func (b *backupRun) volume(ctx context.Context, s Source, src *tree.Source) (err
 			}
 		}
 	}()
+	dense := pack.NewEncoder(pack.Dense)
 	v := &volumeRun{
 		run: b.run, name: s.Name, src: src, trust: src.Trust(), exclude: exclude, pick: b.o.Pick, crossMounts: b.o.CrossMounts,
 		readers: max(2, runtime.GOMAXPROCS(0)), encoders: runtime.GOMAXPROCS(0),
-		frames: newFrameStore(dataPacks, pack.NewEncoder(pack.Fast)), pages: newFrameStore(indexPacks, pack.NewEncoder(pack.Dense)),
+		frames: newFrameStore(dataPacks, pack.NewEncoder(pack.Fast), dense), pages: newFrameStore(indexPacks, dense, nil),
 		progress: b.o.Progress, expiredIdx: map[pack.Name]bool{},
 		warn: func(w Warning) { b.o.Warn(s.Name, w) },
 	}

@@ -32,8 +32,9 @@ type openSink func(e *index.Entry, h *tarstream.Header) (fileSink, error)
 
 // window is how many entries are put in the order of their slots at a time.
 // Changed files lie in late groups, scattered over the paths: in windows, each
-// group is decoded once a window and not once a file.
-const window = 32 << 10
+// group is decoded once a window and not once a file. The first windows are
+// smaller, so that decoding begins before much of the index was read.
+const window, firstWindow = 32 << 10, 2 << 10
 
 // windowBytes bounds the paths in a window, which may be long.
 const windowBytes = 32 << 20
@@ -46,7 +47,7 @@ func (v *volumeReader) files(ctx context.Context, want func(e *index.Entry) bool
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(2, runtime.GOMAXPROCS(0)))
+	g.SetLimit(max(4, 2*runtime.GOMAXPROCS(0))) // while one half waits for the target, the other decodes
 	w := &fileReader{v: v, g: g, ctx: ctx, open: open}
 	err = w.windows(cur, want)
 	if gerr := g.Wait(); gerr != nil && (err == nil || errors.Is(err, context.Canceled)) {
@@ -64,9 +65,9 @@ type fileReader struct {
 
 func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) error {
 	var entries []index.Entry
-	for more := true; more; {
+	for more, n := true, firstWindow; more; n = min(4*n, window) {
 		entries = entries[:0]
-		for held := 0; len(entries) < window && held < windowBytes; {
+		for held := 0; len(entries) < n && held < windowBytes; {
 			ok, err := cur.Next()
 			if err != nil {
 				return err

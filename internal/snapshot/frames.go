@@ -15,6 +15,9 @@ const maxHave = 256 << 10
 type frameStore struct {
 	w   *pack.Writer
 	enc *pack.Encoder
+	// slow, where there is one, is used while all else waits for the target:
+	// what it saves there costs no time.
+	slow *pack.Encoder
 
 	mu     sync.Mutex
 	have   map[pack.ID]pack.Ref
@@ -22,8 +25,8 @@ type frameStore struct {
 	reused uint64 // frames that were there
 }
 
-func newFrameStore(w *pack.Writer, level *pack.Encoder) *frameStore {
-	return &frameStore{w: w, enc: level, have: map[pack.ID]pack.Ref{}}
+func newFrameStore(w *pack.Writer, enc, slow *pack.Encoder) *frameStore {
+	return &frameStore{w: w, enc: enc, slow: slow, have: map[pack.ID]pack.Ref{}}
 }
 
 // know remembers a frame that the target has.
@@ -54,8 +57,12 @@ func (f *frameStore) store(raw []byte) (pack.Ref, error) {
 	if ok {
 		return ref, nil
 	}
+	enc := f.enc
+	if f.slow != nil && f.w.Late() {
+		enc = f.slow
+	}
 	buf := encodeBuffers.Get().(*[]byte)
-	*buf = f.enc.Encode((*buf)[:0], raw)
+	*buf = enc.Encode((*buf)[:0], raw)
 	ref, err := f.w.Add(id, len(raw), *buf)
 	encodeBuffers.Put(buf)
 	if err != nil {

@@ -63,8 +63,8 @@ func newForge(t *testing.T) *forge {
 			return f.store.Put(ctx, key("shop", "data", n), data)
 		})
 	}
-	f.data = newFrameStore(writer(packKey), pack.NewEncoder(pack.Fast))
-	f.idx = newFrameStore(writer(indexKey), pack.NewEncoder(pack.Dense))
+	f.data = newFrameStore(writer(packKey), pack.NewEncoder(pack.Fast), nil)
+	f.idx = newFrameStore(writer(indexKey), pack.NewEncoder(pack.Dense), nil)
 	return f
 }
 

@@ -52,7 +52,7 @@ func (r *Repository) prime(ctx context.Context, m *Manifest, vol *Volume, path s
 	defer cancel()
 	packs := pack.NewWriter(ctx, newRun(), 1, put)
 	packs.Size = indexPackSize
-	pages := newFrameStore(packs, pack.NewEncoder(pack.Dense))
+	pages := newFrameStore(packs, pack.NewEncoder(pack.Dense), nil)
 	p := &primer{trust: trust, mounted: src.Root().Dev, builder: index.NewBuilder(pages)}
 	p.leaves = index.NewLeaves(p.builder, pages)
 	if p.cur, err = index.NewCursor(ctx, r.pages(m.Stack, vol), vol.Files, nil); err != nil {

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"github.com/disko/backupd/internal/snapshot/index"
 	"github.com/disko/backupd/internal/snapshot/pack"
@@ -37,7 +38,7 @@ func (v *volumeReader) inPack(ref pack.Ref) error {
 }
 
 // fetch reads frames that lie one behind the other in one pack, and decodes
-// them one by one.
+// them one by one. use must not keep raw.
 func (v *volumeReader) fetch(ctx context.Context, refs []pack.Ref, use func(i int, raw []byte) error) error {
 	first, last := refs[0], refs[len(refs)-1]
 	for _, ref := range refs {
@@ -50,18 +51,23 @@ func (v *volumeReader) fetch(ctx context.Context, refs []pack.Ref, use func(i in
 	if err != nil {
 		return fmt.Errorf("read %s: %w", key, err)
 	}
-	var raw []byte
+	raw := decodeBuffers.Get().(*[]byte)
+	defer decodeBuffers.Put(raw)
 	for i, ref := range refs {
 		at := ref.Off - first.Off
-		if raw, err = pack.Decode(raw[:0], data[at:at+ref.Len], ref); err != nil {
+		b, err := pack.Decode(*raw, data[at:at+ref.Len], ref)
+		if err != nil {
 			return err
 		}
-		if err := use(i, raw); err != nil {
+		*raw = b
+		if err := use(i, b); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+var decodeBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // maxFetch bounds what one read brings, in stored bytes.
 const maxFetch = 4 << 20

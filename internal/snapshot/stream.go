@@ -4,15 +4,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
-	"fmt"
 	"io"
 	"math/bits"
 	"sync"
 	"sync/atomic"
 
-	chunkers "github.com/PlakarKorp/go-cdc-chunkers"
-	_ "github.com/PlakarKorp/go-cdc-chunkers/chunkers/fastcdc" // registers the algorithm with the library
 	"golang.org/x/sync/errgroup"
 
 	"github.com/disko/backupd/internal/snapshot/index"
@@ -29,8 +25,6 @@ const (
 	groupTarget = 256 << 10
 	groupMin    = groupTarget / 4
 	groupMax    = groupTarget * 4
-	// Sizes of a large file's chunks, in bytes.
-	chunkMin, chunkAvg, chunkMax = 128 << 10, 512 << 10, 2<<20 - 512
 )
 
 // lastOfGroup says whether a group ends after a file: a property of its path
@@ -57,9 +51,9 @@ type stream struct {
 	group  *slotJob
 	bufs   chan *[]byte // memory of groups and chunks under way; its capacity bounds them
 	used   usage
-	last   uint64 // hash of the tail's last line
-	header []byte // scratch
-	ch     *chunkers.Chunker
+	last   uint64  // hash of the tail's last line
+	header []byte  // scratch
+	cut    chunker // of large files; its memory serves one after the other
 }
 
 // slotJob is a slot on its way.
@@ -218,53 +212,23 @@ func (s *stream) large(it *item) (e index.Entry, dirty bool, err error) {
 
 // chunks cuts content into frames. The padding belongs to the last.
 func (s *stream) chunks(j *slotJob, r io.Reader, h *tarstream.Header) error {
-	ch, err := s.chunker(r)
-	if err != nil {
-		return err
-	}
-	var prev *[]byte // is sent when it is known whether another one follows
-	for {
-		chunk, err := ch.Next()
-		if err != nil && !errors.Is(err, io.EOF) {
-			if prev != nil {
-				s.bufs <- prev
-			}
+	s.cut.reset(r)
+	for more := true; more; {
+		buf, err := s.buffer()
+		if err != nil {
 			return err
 		}
-		if len(chunk) > 0 {
-			if prev != nil {
-				s.chunk(j, prev)
-			}
-			var berr error
-			if prev, berr = s.buffer(); berr != nil {
-				return berr
-			}
-			*prev = append(*prev, chunk...)
+		*buf, more, err = s.cut.next(*buf)
+		if err != nil || len(*buf) == 0 {
+			s.bufs <- buf
+			return err
 		}
-		if err != nil {
-			break
+		if !more {
+			*buf = append(*buf, zeros[:tarstream.Padding(h.DataSize())]...)
 		}
-	}
-	if prev != nil {
-		*prev = append(*prev, zeros[:tarstream.Padding(h.DataSize())]...)
-		s.chunk(j, prev)
+		s.chunk(j, buf)
 	}
 	return nil
-}
-
-// chunker returns the stream's chunker, set to r: its buffer is large, and
-// used for one file after the other.
-func (s *stream) chunker(r io.Reader) (*chunkers.Chunker, error) {
-	if s.ch != nil {
-		s.ch.Reset(r)
-		return s.ch, nil
-	}
-	ch, err := chunkers.NewChunker("fastcdc-v1.0.0", r, &chunkers.ChunkerOpts{MinSize: chunkMin, NormalSize: chunkAvg, MaxSize: chunkMax})
-	if err != nil {
-		return nil, fmt.Errorf("chunker: %w", err)
-	}
-	s.ch = ch
-	return ch, nil
 }
 
 // chunk hands a piece of a large file to an encoder.

@@ -96,8 +96,8 @@ type Encoder struct{ pool sync.Pool }
 
 // Levels of compression.
 const (
-	Fast  = zstd.SpeedFastest // for data: keeps the pace of the disk
-	Dense = zstd.SpeedDefault // for index pages, which are small and kept long
+	Fast  = zstd.SpeedFastest // for data: keeps the pace of a local disk
+	Dense = zstd.SpeedDefault // for index pages, which are small and kept long, and for data where the target is slow
 )
 
 // NewEncoder returns an Encoder of that level.

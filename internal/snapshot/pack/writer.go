@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -50,6 +51,7 @@ type Writer struct {
 	ctx  context.Context //nolint:containedctx // of the uploads' group; ends at the first failure
 	g    *errgroup.Group
 	free chan []byte // buffers of packs that were put; its capacity bounds them
+	late atomic.Bool // the last full pack had to wait until another was put
 
 	mu     sync.Mutex
 	buf    []byte
@@ -114,13 +116,18 @@ func (w *Writer) seal() {
 	w.sizes = append(w.sizes, uint32(len(data)))
 	w.stored += int64(len(data))
 	w.buf, w.table = nil, w.table[:0]
-	w.g.Go(func() error {
+	put := func() error {
 		defer func() { w.free <- data }()
 		if err := w.ctx.Err(); err != nil {
 			return context.Cause(w.ctx)
 		}
 		return w.put(w.ctx, name, data)
-	})
+	}
+	late := !w.g.TryGo(put)
+	w.late.Store(late)
+	if late {
+		w.g.Go(put)
+	}
 }
 
 // Flush puts what is left, waits for every pack, and returns the packs' sizes
@@ -156,6 +163,10 @@ func (w *Writer) Close() error {
 
 // Run is the run that the packs are named after.
 func (w *Writer) Run() string { return w.run }
+
+// Late says that packs are put more slowly than they are filled: the last one
+// that was full had to wait until another was put.
+func (w *Writer) Late() bool { return w.late.Load() }
 
 // Stored is how many bytes were put or are being put.
 func (w *Writer) Stored() int64 {

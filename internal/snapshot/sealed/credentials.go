@@ -11,7 +11,7 @@ import (
 
 // scryptWork is the cost of a passphrase, as the logarithm of scrypt's N: 64
 // MiB of memory and about 0.2 s. age's own default, 18, takes 256 MiB, which
-// is more than a backup may. docs/adr/0016 has the reasons.
+// is more than a backup may. docs/adr/0018 has the reasons.
 const scryptWork = 16
 
 // maxScryptWork bounds what a hostile keys/<n> can make us spend: 256 MiB, as

@@ -15,7 +15,8 @@ type Writer struct {
 	*Reader
 	w store.Writer
 
-	named sync.Map // directories whose name object is known to be there
+	buffers chan []byte // for large objects, used again: a collector would be late
+	named   sync.Map    // directories whose name object is known to be there
 }
 
 // NewWriter returns a Writer of the repository on a store.
@@ -24,18 +25,42 @@ func NewWriter(w store.Writer, k *Keys) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Writer{Reader: r, w: w}, nil
+	return &Writer{Reader: r, w: w, buffers: make(chan []byte, maxBuffers)}, nil
 }
 
-// buffers are for objects of many sizes, and so all large enough for any pack
-// but those with a table of many frames.
-var buffers = sync.Pool{New: func() any { b := make([]byte, 0, bufferSize); return &b }}
-
 const (
+	// bufferSize is that of any pack but those with a table of very many frames.
 	bufferSize = 17 << 20
-	// smallObject is what a buffer of its own is made for.
-	smallObject = 1 << 20
+	// smallObject is what gets memory of its own: index packs and all below.
+	smallObject = 5 << 20
+	// maxBuffers is how many large objects are mostly under way at a time.
+	maxBuffers = 2
 )
+
+// buffer returns memory for an object.
+func (s *Writer) buffer(size int64) []byte {
+	if size <= smallObject || size > bufferSize {
+		return make([]byte, 0, size)
+	}
+	select {
+	case buf := <-s.buffers:
+		return buf
+	default:
+		return make([]byte, 0, bufferSize)
+	}
+}
+
+// release takes memory back, after a put that succeeded: one that was broken
+// off may still be read from by a connection that ends.
+func (s *Writer) release(buf []byte) {
+	if cap(buf) != bufferSize {
+		return
+	}
+	select {
+	case s.buffers <- buf[:0]:
+	default:
+	}
+}
 
 // Put implements store.Putter.
 func (s *Writer) Put(ctx context.Context, key string, data []byte) error {
@@ -59,20 +84,15 @@ func (s *Writer) Put(ctx context.Context, key string, data []byte) error {
 }
 
 func (s *Writer) put(ctx context.Context, hidden string, data []byte) error {
-	size := s.sealedSize(int64(len(data)))
-	var dst []byte
-	if size <= smallObject || size > bufferSize {
-		dst = make([]byte, 0, size)
-	} else {
-		buf := buffers.Get().(*[]byte)
-		defer buffers.Put(buf)
-		dst = (*buf)[:0]
-	}
-	out, err := encrypt(dst, data, s.recipient)
+	out, err := encrypt(s.buffer(s.sealedSize(int64(len(data)))), data, s.recipient)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", hidden, err)
 	}
-	return s.w.Put(ctx, hidden, out)
+	if err := s.w.Put(ctx, hidden, out); err != nil {
+		return err
+	}
+	s.release(out)
+	return nil
 }
 
 // nameIt sees to the objects that tell the names behind the hashes.

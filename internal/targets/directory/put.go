@@ -75,7 +75,7 @@ func (t *Target) temp(data []byte) (name string, err error) {
 	if err != nil {
 		return "", err
 	}
-	_, err = f.Write(data)
+	err = write(f, data)
 	if err == nil {
 		err = f.Sync()
 	}

@@ -1,0 +1,142 @@
+package snapshot
+
+import (
+	"errors"
+	"io"
+	"math"
+	"slices"
+)
+
+// Large files are cut by content, so that an insertion moves no boundary but
+// those next to it: where a rolling hash of the last 64 bytes is below a
+// limit, chunkMin from the last cut at the least and chunkMax at the most. Up
+// to chunkNormal the limit is low, from there on high, which keeps sizes near
+// it (FastCDC's normalized chunking: Xia et al., USENIX ATC 2016, who also
+// give the hash). The figures are measured: see docs/adr/0014.
+//
+// All that is read is in the cache when it is hashed, and is copied once, by
+// the kernel, but for what was read beyond a cut.
+const (
+	chunkMin    = 256 << 10
+	chunkNormal = 512 << 10
+	chunkMax    = 2<<20 - 512 // leaves room for the padding of the last one
+	// readStep is how much is read beyond chunkMin at a time, in bytes.
+	readStep = 128 << 10
+
+	// Below a limit of 2^64/n one position in n is a cut.
+	rareCut  = math.MaxUint64 / (1 << 20)
+	usualCut = math.MaxUint64 / (128 << 10)
+)
+
+// chunker cuts what it reads into chunks.
+type chunker struct {
+	r     io.Reader
+	ended bool
+	ahead []byte // was read beyond the last cut
+}
+
+// reset begins with another reader, in the same memory.
+func (c *chunker) reset(r io.Reader) { c.r, c.ended, c.ahead = r, false, c.ahead[:0] }
+
+// next reads the next chunk into buf's memory, and says whether others
+// follow. It is empty only where there was nothing at all.
+func (c *chunker) next(buf []byte) (chunk []byte, more bool, err error) {
+	chunk = append(buf[:0], c.ahead...)
+	c.ahead = c.ahead[:0]
+	var hash uint64
+	for at := chunkMin; ; {
+		if len(chunk) > at {
+			normal := max(at, min(chunkNormal, len(chunk)))
+			cut := 0
+			if hash, cut = findCut(hash, chunk[at:normal], rareCut); cut == 0 {
+				at = normal
+				hash, cut = findCut(hash, chunk[at:], usualCut)
+			}
+			if cut > 0 {
+				c.ahead = append(c.ahead, chunk[at+cut:]...)
+				chunk = chunk[:at+cut]
+				break
+			}
+			at = len(chunk)
+		}
+		if c.ended || len(chunk) == chunkMax {
+			break
+		}
+		want := min(max(chunkMin, len(chunk)+readStep), chunkMax)
+		if chunk, err = c.read(chunk, want-len(chunk)); err != nil {
+			return chunk, false, err
+		}
+	}
+	if len(c.ahead) == 0 && !c.ended {
+		if c.ahead, err = c.read(c.ahead, readStep); err != nil {
+			return chunk, false, err
+		}
+	}
+	return chunk, len(c.ahead) > 0, nil
+}
+
+// read appends n bytes to buf, or fewer where the reader ends.
+func (c *chunker) read(buf []byte, n int) ([]byte, error) {
+	buf = slices.Grow(buf, n)
+	got, err := io.ReadFull(c.r, buf[len(buf):len(buf)+n])
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		c.ended, err = true, nil
+	}
+	return buf[:len(buf)+got], err
+}
+
+// findCut goes on with a hash over p, up to where it is below limit, and
+// returns how many bytes that took; 0 if it never is. Eight bytes a turn are twice as
+// fast as one.
+func findCut(hash uint64, p []byte, limit uint64) (now uint64, cut int) {
+	table := &gear
+	i := 0
+	for ; i+8 <= len(p); i += 8 {
+		b := (*[8]byte)(p[i:])
+		if hash = hash<<1 + table[b[0]]; hash < limit {
+			return hash, i + 1
+		}
+		if hash = hash<<1 + table[b[1]]; hash < limit {
+			return hash, i + 2
+		}
+		if hash = hash<<1 + table[b[2]]; hash < limit {
+			return hash, i + 3
+		}
+		if hash = hash<<1 + table[b[3]]; hash < limit {
+			return hash, i + 4
+		}
+		if hash = hash<<1 + table[b[4]]; hash < limit {
+			return hash, i + 5
+		}
+		if hash = hash<<1 + table[b[5]]; hash < limit {
+			return hash, i + 6
+		}
+		if hash = hash<<1 + table[b[6]]; hash < limit {
+			return hash, i + 7
+		}
+		if hash = hash<<1 + table[b[7]]; hash < limit {
+			return hash, i + 8
+		}
+	}
+	for ; i < len(p); i++ {
+		if hash = hash<<1 + table[p[i]]; hash < limit {
+			return hash, i + 1
+		}
+	}
+	return hash, 0
+}
+
+// gear has a random number for each byte. Another table would cut elsewhere,
+// and large files that changed would be stored whole once: it stays as it is.
+var gear = func() (table [256]uint64) {
+	// splitmix64 from 1 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+	state := uint64(1)
+	for i := range table {
+		state += 0x9E3779B97F4A7C15
+		z := state
+		z = (z ^ z>>30) * 0xBF58476D1CE4E5B9
+		z = (z ^ z>>27) * 0x94D049BB133111EB
+		table[i] = z ^ z>>31
+	}
+	return table
+}()
