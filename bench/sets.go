@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -30,24 +31,29 @@ func (s *set) String() string {
 	return fmt.Sprintf("%s, %d files, %d MB", s.name, s.files, s.bytes/1e6)
 }
 
-// The data sets of the three kinds.
+// The data sets. Of trees of sources there are two: a real one, and a
+// larger one that is the same on every machine.
 const (
-	source         = "source tree"
+	source         = "Go's sources"
+	generated      = "generated sources"
 	incompressible = "incompressible"
 	database       = "PostgreSQL"
 )
 
-var mainSets = []string{source, incompressible, database}
+var (
+	sourceSets = []string{source, generated}
+	mainSets   = []string{source, generated, incompressible, database}
+)
 
 // set gives a data set, made when first asked for, with all of it in the page cache.
 func (b *bench) set(ctx context.Context, name string) (*set, error) {
 	if s := b.sets[name]; s != nil {
 		return s, warm(s)
 	}
-	short := map[string]string{source: "source", incompressible: "incompressible", database: "postgresql"}[name]
+	short := map[string]string{source: "go", generated: "source", incompressible: "incompressible", database: "postgresql"}[name]
 	s := &set{name: name, dir: filepath.Join(b.work, "set-"+short)}
 	if name == source && b.sourceDir != "" {
-		s.name, s.dir = "source tree "+b.sourceDir, b.sourceDir
+		s.name, s.dir = b.sourceDir, b.sourceDir
 		b.sets[name] = s
 		return s, warm(s)
 	}
@@ -83,6 +89,8 @@ func (b *bench) set(ctx context.Context, name string) (*set, error) {
 func (b *bench) make(ctx context.Context, s *set) error {
 	switch s.name {
 	case source:
+		return goSources(ctx, s.dir)
+	case generated:
 		_, err := testtree.SourceTree(s.dir, b.sourceFiles, 1)
 		return err
 	case incompressible:
@@ -109,6 +117,20 @@ func (b *bench) make(ctx context.Context, s *set) error {
 		if err := testtree.Pages(filepath.Join(s.dir, fmt.Sprintf("table%d", i)), b.pagesSize<<20/parts, 5+i); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// goSources copies what everybody has who builds Go programs: the sources of
+// Go's libraries and commands, and its tests.
+func goSources(ctx context.Context, dir string) error {
+	out, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
+	if err != nil {
+		return fmt.Errorf("find Go's sources: %w; name another tree with -source-dir", err)
+	}
+	root := strings.TrimSpace(string(out))
+	if out, err := exec.CommandContext(ctx, "cp", "-a", filepath.Join(root, "src"), filepath.Join(root, "test"), dir).CombinedOutput(); err != nil {
+		return fmt.Errorf("copy Go's sources from %s: %w: %s; name another tree with -source-dir", root, err, out)
 	}
 	return nil
 }
