@@ -17,15 +17,15 @@ import (
 // All that is read is in the cache when it is hashed, and is copied once, by
 // the kernel, but for what was read beyond a cut.
 const (
-	chunkMin    = 256 << 10
-	chunkNormal = 512 << 10
+	chunkMin    = 128 << 10
+	chunkNormal = 256 << 10
 	chunkMax    = 2<<20 - 512 // leaves room for the padding of the last one
 	// readStep is how much is read beyond chunkMin at a time, in bytes.
-	readStep = 128 << 10
+	readStep = 64 << 10
 
 	// Below a limit of 2^64/n one position in n is a cut.
-	rareCut  = math.MaxUint64 / (1 << 20)
-	usualCut = math.MaxUint64 / (128 << 10)
+	rareCut  = math.MaxUint64 / (512 << 10)
+	usualCut = math.MaxUint64 / (64 << 10)
 )
 
 // chunker cuts what it reads into chunks.

@@ -7,9 +7,10 @@ import (
 	"github.com/disko/backupd/internal/snapshot/pack"
 )
 
-// maxHave bounds the frames that a run remembers to avoid storing twice:
-// 72 bytes each. Beyond it, frames are stored again: larger, never wrong.
-const maxHave = 256 << 10
+// maxHave bounds the frames that a run remembers to avoid storing twice: 72
+// bytes each, of 160 GB of large files. Beyond it, frames are stored again:
+// larger, never wrong.
+const maxHave = 512 << 10
 
 // frameStore stores raw pieces as frames, each once. Safe for concurrent use.
 type frameStore struct {
