@@ -9,20 +9,21 @@ import (
 )
 
 // delayed forwards connections from a port of its own to another, each byte
-// later by half of the round trip: a line with latency and no limit of its rate.
+// later by half of the round trip: a line with latency, and of a rate where one is set.
 type delayed struct {
 	listener net.Listener
 	to       string
 	half     time.Duration
+	rate     int // bytes a second that each connection may carry each way; 0: no limit
 	wg       sync.WaitGroup
 }
 
-func delay(to string, roundTrip time.Duration) (*delayed, error) {
+func delay(to string, roundTrip time.Duration, rate int) (*delayed, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	d := &delayed{listener: l, to: to, half: roundTrip / 2}
+	d := &delayed{listener: l, to: to, half: roundTrip / 2, rate: rate}
 	d.wg.Go(d.serve)
 	return d, nil
 }
@@ -86,6 +87,9 @@ func (d *delayed) pipe(to, from net.Conn) {
 			continue
 		}
 		time.Sleep(time.Until(p.due))
+		if d.rate > 0 {
+			time.Sleep(time.Duration(len(p.data)) * time.Second / time.Duration(d.rate))
+		}
 		if _, err := to.Write(p.data); err != nil {
 			broken = true
 			_ = from.Close()

@@ -24,6 +24,7 @@ var (
 	goalS3Restore  = goal{must: 1.0}
 	goalS3ResticRe = goal{aim: 0.4}
 	goalEncryption = goal{must: 1.15}
+	goalFarMemory  = goal{must: 256} // MiB
 )
 
 const (
@@ -171,7 +172,7 @@ func (b *bench) s3(ctx context.Context) error {
 		f := far{b: b, srv: srv, addr: srv.addr}
 		what := "S3 on loopback"
 		if latency > 0 {
-			line, err := delay(srv.addr, latency)
+			line, err := delay(srv.addr, latency, 0)
 			if err != nil {
 				return err
 			}
@@ -184,6 +185,43 @@ func (b *bench) s3(ctx context.Context) error {
 		if err := f.restore(ctx, what); err != nil {
 			return err
 		}
+	}
+	return b.slowTarget(ctx, srv)
+}
+
+// slowRate is in bytes a second for each connection: slower than any disk.
+const slowRate = 10 << 20
+
+// slowTarget measures the memory of a backup whose target cannot keep up.
+func (b *bench) slowTarget(ctx context.Context, srv *s3Server) error {
+	s, err := b.set(ctx, incompressible)
+	if err != nil {
+		return err
+	}
+	line, err := delay(srv.addr, 20*time.Millisecond, slowRate)
+	if err != nil {
+		return err
+	}
+	defer line.close()
+	f := far{b: b, srv: srv, addr: line.addr()}
+	t, dir := f.tools()[0], b.dir("far")
+	secret := b.dir("passphrase")
+	if err := os.WriteFile(secret, []byte("correct horse battery staple"), 0o600); err != nil {
+		return err
+	}
+	title("Peak memory with a target slower than the disk, 10 MiB/s a connection", "data", "side", "seconds", "peak MiB", "must", "verdict")
+	for _, extra := range [][]string{nil, {"--passphrase-file", secret}} {
+		if err := errors.Join(srv.empty(t.name), b.fresh(ctx, t, dir)); err != nil {
+			return err
+		}
+		c := t.backup(dir, s.dir)
+		c.args = slices.Concat(c.args, extra)
+		cost, _, err := b.measure(ctx, c)
+		if err != nil {
+			return err
+		}
+		name := strings.Join(append([]string{t.name}, extra[:min(len(extra), 1)]...), " ")
+		cells(s.String(), name, seconds(cost.Wall), mebibytes(cost.RSS), limit(goalFarMemory.must, ""), goalFarMemory.verdict(float64(cost.RSS>>20)))
 	}
 	return nil
 }

@@ -90,6 +90,7 @@ func (a *app) options() (o snapshot.Options, err error) {
 		o.CacheDir = filepath.Join(a.stateDir, "cache")
 		o.TrustDir = filepath.Join(a.stateDir, "trust")
 	}
+	o.Notice = func(text string) { fmt.Fprintf(a.stderr, "backupd: warning: %s\n", text) }
 	o.Credentials, err = a.secrets.credentials()
 	return o, err
 }

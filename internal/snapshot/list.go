@@ -188,11 +188,19 @@ func (r *Repository) notSetBack(m *Manifest) error {
 // latest returns the last complete snapshot of the list that fits.
 func (r *Repository) latest(ctx context.Context, list []Listed, fits func(*Manifest) bool, name string) (*Manifest, error) {
 	var last *Manifest
+	var newer *Listed // the newest that cannot be used
 	var bad error
+	spoilt := func(l Listed, err error) {
+		bad = cmp.Or(bad, err)
+		if newer == nil && last == nil {
+			l.Err = err
+			newer = &l
+		}
+	}
 	for i := len(list) - 1; i >= 0; i-- {
 		l := list[i]
 		if l.Err != nil {
-			bad = cmp.Or(bad, l.Err)
+			spoilt(l, l.Err)
 			continue
 		}
 		if !fits(l.Manifest) {
@@ -209,13 +217,16 @@ func (r *Repository) latest(ctx context.Context, list []Listed, fits func(*Manif
 			return nil, err
 		}
 		if len(missing) > 0 {
-			bad = cmp.Or(bad, fmt.Errorf("%w: snapshot %.8s is incomplete: %s is missing or cut", ErrDamaged, l.ID, missing[0]))
+			spoilt(l, fmt.Errorf("%w: snapshot %.8s is incomplete: %s is missing or cut", ErrDamaged, l.ID, missing[0]))
 			continue
 		}
 		last = l.Manifest
 	}
 	if last == nil && bad != nil {
 		return nil, bad
+	}
+	if newer != nil {
+		r.notice(fmt.Sprintf("snapshot %.8s, number %d of stack %s, is newer than the one taken and cannot be used: %v", newer.ID, newer.Sequence, newer.Stack, newer.Err))
 	}
 	if last == nil {
 		return nil, ErrNoSnapshot

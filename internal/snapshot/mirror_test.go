@@ -291,3 +291,29 @@ func TestABackupAfterACopyIsIncrementalThere(t *testing.T) {
 	}
 	testtree.Compare(t, filepath.Join(l.states[0], "data"), dir, testtree.Options{})
 }
+
+func TestALatestThatIsNotTheNewestIsSaid(t *testing.T) {
+	l := newLab(t)
+	st := storetest.NewMemory()
+	first := l.mustBackup(st)
+	l.change()
+	l.mustBackup(st)
+	for _, key := range st.Keys() {
+		if strings.Contains(key, "/snapshots/00000002-") {
+			st.SetBytes(key, []byte("damaged"))
+		}
+	}
+	var said []string
+	r, err := Open(context.Background(), st, Options{Notice: func(text string) { said = append(said, text) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	m, err := r.Find(context.Background(), "shop", "latest")
+	if err != nil || m.ID() != first {
+		t.Fatalf("latest: %v, %v", m, err)
+	}
+	if len(said) != 1 || !strings.Contains(said[0], "number 2 of stack shop") {
+		t.Errorf("said %q", said)
+	}
+}

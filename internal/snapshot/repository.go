@@ -62,6 +62,8 @@ type Repository struct {
 	cache *cache
 	trust *trust
 	now   func() time.Time
+	// notice is told what a caller should know beside a result.
+	notice func(text string)
 }
 
 // Options are a repository's settings on this machine.
@@ -73,6 +75,9 @@ type Options struct {
 	TrustDir string
 	// Credentials open an encrypted repository; nil for one that is not.
 	Credentials *Credentials
+	// Notice, where set, is told what is worth knowing beside a result: that
+	// the latest snapshot is not the newest, say.
+	Notice func(text string)
 	// Now is the clock; time.Now where nil.
 	Now func() time.Time
 }
@@ -105,7 +110,10 @@ func Open(ctx context.Context, st store.Reader, o Options) (*Repository, error) 
 }
 
 func newRepository(st store.Reader, id string, keys *sealed.Keys, o Options) (*Repository, error) {
-	r := &Repository{ID: id, store: st, now: clock(o.Now), cache: newCache(o.CacheDir, id), trust: newTrust(o.TrustDir, id)}
+	r := &Repository{ID: id, store: st, now: clock(o.Now), cache: newCache(o.CacheDir, id), trust: newTrust(o.TrustDir, id), notice: o.Notice}
+	if r.notice == nil {
+		r.notice = func(string) {}
+	}
 	var err error
 	if keys == nil {
 		err = newTrust(o.TrustDir, "").wasOther(st.Location(), "an unencrypted one lies there now")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -298,5 +299,93 @@ func (l *lab) wantFlipSeen(st store.Reader, id, what string) {
 			testtree.Compare(l.t, filepath.Join(l.states[0], volume), dir, testtree.Options{})
 		}
 		l.drop(dir)
+	}
+}
+
+// policy reads one of the IAM policies of configs/s3 for a bucket.
+func policy(t *testing.T, name, bucket, prefix string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../configs/s3/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.NewReplacer("example-bucket", bucket, "backups/", prefix+"/").Replace(string(text))
+}
+
+// The policies that configs/s3 gives are enough for what they are for, and the
+// agent's may delete nothing.
+func TestAnAgentThatMayOnlyAddAndAReaderThatMayOnlyReadAreEnough(t *testing.T) {
+	believeStats(t)
+	s := testservers.Minio(t)
+	bucket := s.Bucket(t)
+	name := "s3://" + bucket + "/shop?endpoint=" + s.Endpoint
+	as := func(policyFile string) store.Writer {
+		c := s.Assume(t, policy(t, policyFile, bucket, "shop"))
+		t.Setenv("AWS_ACCESS_KEY_ID", c.AccessKey)
+		t.Setenv("AWS_SECRET_ACCESS_KEY", c.SecretKey)
+		t.Setenv("AWS_SESSION_TOKEN", c.SessionToken)
+		t.Setenv("AWS_REGION", s.Region)
+		return openNamed(t, name)
+	}
+	l := newLab(t)
+	agent := as("add-only.json")
+	ids := map[string]string{}
+	ids[l.mustBackup(agent)] = l.states[0]
+	l.change()
+	ids[l.mustBackup(agent)] = l.states[1]
+	if err := agent.Delete(context.Background(), markerKey); !errors.Is(err, store.ErrAccess) {
+		t.Errorf("the agent deletes the marker: %v", err)
+	}
+	reader := as("restore-only.json")
+	l.wantSnapshots(reader, ids)
+	l.wantClean(reader)
+	if _, err := l.backup(context.Background(), reader); !errors.Is(err, store.ErrAccess) {
+		t.Errorf("a backup by the reader: %v, want access denied", err)
+	}
+	l.wantSnapshots(reader, ids)
+}
+
+// locker is a target that locks what is put, and notes what is locked again.
+type locker struct {
+	*storetest.Memory
+	mu     sync.Mutex
+	locked map[string]int
+}
+
+func (l *locker) Retain(_ context.Context, key string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.locked[key]++
+	return nil
+}
+
+func TestPacksThatANewSnapshotReusesAreLockedAgain(t *testing.T) {
+	believeStats(t)
+	l := newLab(t)
+	st := &locker{Memory: storetest.NewMemory(), locked: map[string]int{}}
+	l.mustBackup(st)
+	if len(st.locked) > 0 {
+		t.Errorf("the first backup locks again what it just put: %v", st.locked)
+	}
+	was := packsOf(st.Memory)
+	l.write("data", "dir/3", noise(3, 900))
+	l.keep()
+	id := l.mustBackup(st)
+	r := l.places(st)[0].Repo
+	m, err := r.Find(context.Background(), "shop", id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reused := 0
+	for _, key := range m.objects() {
+		if slices.Contains(was, key) {
+			reused++
+			if st.locked[key] != 1 {
+				t.Errorf("%s was locked again %d times", key, st.locked[key])
+			}
+		}
+	}
+	if reused == 0 || len(st.locked) != reused {
+		t.Errorf("%d packs are reused, %d were locked again", reused, len(st.locked))
 	}
 }
