@@ -60,6 +60,11 @@ func (t *tee) put(ctx context.Context, key string, data []byte, cached bool) {
 	if cached {
 		t.place.Repo.cache.put(key, data)
 	}
+	if t.place.Repo.keys == nil {
+		// A failure here does not end the run, and the memory is used again: a
+		// connection that was given up may still be sending from it.
+		data = slices.Clone(data)
+	}
 	err := t.w.Put(ctx, key, data)
 	if err == nil {
 		err = t.intent.renew(ctx)
