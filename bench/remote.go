@@ -58,10 +58,10 @@ func (b *bench) startS3(ctx context.Context) (*s3Server, error) {
 		return nil, err
 	}
 	s := &s3Server{addr: l.Addr().String(), dir: dir}
-	if err := errors.Join(l.Close(), os.Mkdir(filepath.Join(dir, s3Bucket), 0o755)); err != nil {
+	if err := errors.Join(l.Close(), os.MkdirAll(filepath.Join(dir, "data", s3Bucket), 0o755), os.Mkdir(filepath.Join(dir, "meta"), 0o755)); err != nil {
 		return nil, err
 	}
-	s.cmd = exec.Command(".cache/servers/versitygw", "--port", s.addr, "--region", "us-east-1", "--quiet", "posix", "--nometa", dir)
+	s.cmd = exec.Command(".cache/servers/versitygw", "--port", s.addr, "--region", "us-east-1", "--quiet", "posix", "--sidecar", filepath.Join(dir, "meta"), filepath.Join(dir, "data"))
 	s.cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s3Key, "ROOT_SECRET_KEY="+s3Secret)
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
@@ -91,7 +91,9 @@ func (s *s3Server) stop() {
 
 // empty removes what rounds before left: nothing of it may be paid for later.
 func (s *s3Server) empty(prefix string) error {
-	return os.RemoveAll(filepath.Join(s.dir, s3Bucket, prefix))
+	return errors.Join(
+		os.RemoveAll(filepath.Join(s.dir, "data", s3Bucket, prefix)),
+		os.RemoveAll(filepath.Join(s.dir, "meta", s3Bucket, prefix)))
 }
 
 // far are the sides of a backup to an S3 server at addr.
@@ -106,7 +108,7 @@ func (f far) env() []string {
 		"AWS_ACCESS_KEY_ID=" + s3Key, "AWS_SECRET_ACCESS_KEY=" + s3Secret, "AWS_REGION=us-east-1", "AWS_EC2_METADATA_DISABLED=true",
 		"RCLONE_CONFIG=/dev/null", "RCLONE_CONFIG_FAR_TYPE=s3", "RCLONE_CONFIG_FAR_PROVIDER=Other", "RCLONE_CONFIG_FAR_ENDPOINT=http://" + f.addr,
 		"RCLONE_CONFIG_FAR_ACCESS_KEY_ID=" + s3Key, "RCLONE_CONFIG_FAR_SECRET_ACCESS_KEY=" + s3Secret, "RCLONE_CONFIG_FAR_REGION=us-east-1",
-		"RCLONE_S3_NO_CHECK_BUCKET=true", "RESTIC_PASSWORD=bench", "RESTIC_PROGRESS_FPS=",
+		"AWS_CA_BUNDLE=", "RCLONE_S3_NO_CHECK_BUCKET=true", "RESTIC_PASSWORD=bench", "RESTIC_PROGRESS_FPS=",
 	}
 }
 
