@@ -49,7 +49,9 @@ func (v *volumeReader) files(ctx context.Context, want func(e *index.Entry) bool
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(4, 2*runtime.GOMAXPROCS(0))) // while one half waits for the target, the other decodes
 	w := &fileReader{v: v, g: g, ctx: ctx, open: open}
-	err = w.windows(cur, want)
+	if err = w.windows(cur, want); err != nil {
+		_ = w.abandon() // err is the cause
+	}
 	if gerr := g.Wait(); gerr != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		err = gerr
 	}
@@ -61,6 +63,9 @@ type fileReader struct {
 	g    *errgroup.Group
 	ctx  context.Context //nolint:containedctx // lives as long as the one call that made it
 	open openSink
+
+	pieces []piece // asked for and not begun
+	larges int     // large files, open, that some of them are of
 }
 
 func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) error {
@@ -110,7 +115,6 @@ func (w *fileReader) slots(entries []index.Entry) error {
 	if err != nil {
 		return err
 	}
-	b := &batch{}
 	ok, err := cur.Next()
 	for len(entries) > 0 {
 		if err != nil {
@@ -158,73 +162,30 @@ func (w *fileReader) slots(entries []index.Entry) error {
 		if err != nil {
 			return err
 		}
-		if !b.takes(refs) {
-			w.send(b)
-			b = &batch{}
+		if len(refs) == 1 {
+			w.read(piece{ref: refs[0], use: func(raw []byte) error { return w.group(raw, members) }})
+		} else {
+			w.wide(refs, members)
 		}
-		b.add(refs, members)
 	}
-	w.send(b)
+	w.flush()
 	return w.ctx.Err()
 }
 
-// batch is groups whose frames lie one behind the other: one read.
-type batch struct {
-	refs   []pack.Ref
-	groups []groupJob
-	size   uint32
-}
-
-type groupJob struct {
-	frames  int
-	members []index.Entry
-}
-
-func (b *batch) takes(refs []pack.Ref) bool {
-	if len(b.refs) == 0 {
-		return true
-	}
-	last := b.refs[len(b.refs)-1]
-	return refs[0].Pack == last.Pack && refs[0].Off == last.Off+last.Len && b.size+refs[0].Len <= maxFetch/4
-}
-
-func (b *batch) add(refs []pack.Ref, members []index.Entry) {
-	b.refs = append(b.refs, refs...)
-	for _, r := range refs {
-		b.size += r.Len
-	}
-	b.groups = append(b.groups, groupJob{len(refs), members})
-}
-
-func (w *fileReader) send(b *batch) {
-	if len(b.refs) == 0 {
-		return
-	}
+// wide reads a group of several frames: one with more attributes than a frame holds.
+func (w *fileReader) wide(refs []pack.Ref, members []index.Entry) {
 	w.g.Go(func() error {
 		var group []byte
-		job, left := -1, 0
-		for _, run := range runs(b.refs) {
+		for _, run := range runs(refs) {
 			err := w.v.fetch(w.ctx, run, func(_ int, raw []byte) error {
-				if left == 0 {
-					job++
-					left = b.groups[job].frames
-					group = group[:0]
-				}
-				left--
-				if left > 0 || len(group) > 0 {
-					group = append(group, raw...)
-					raw = group
-				}
-				if left > 0 {
-					return nil
-				}
-				return w.group(raw, b.groups[job].members)
+				group = append(group, raw...)
+				return nil
 			})
 			if err != nil {
 				return err
 			}
 		}
-		return nil
+		return w.group(group, members)
 	})
 }
 
@@ -311,39 +272,27 @@ func (w *fileReader) large(e *index.Entry, cur *index.FrameCursor) (more bool, e
 	}
 	f := &largeFile{sink: s, size: h.DataSize()}
 	f.pending.Store(1)
-	var refs []pack.Ref
-	off, start, stored := int64(0), int64(0), uint32(0)
-	flush := func() {
-		if len(refs) == 0 {
-			return
-		}
-		part, at := refs, start
-		refs, start, stored = nil, off, 0
+	off := int64(0)
+	for more && err == nil && cur.Frame.Slot == slot && off <= size {
+		at := off
 		f.pending.Add(1)
-		w.g.Go(func() error {
-			for _, run := range runs(part) {
-				err := w.v.fetch(w.ctx, run, func(_ int, b []byte) error {
-					err := f.write(b, at)
-					at += int64(len(b))
-					return err
-				})
+		w.read(piece{
+			ref: cur.Frame.Ref,
+			use: func(raw []byte) error {
+				err := f.write(raw, at)
 				if err != nil {
 					f.fail()
-					return errors.Join(err, f.release())
 				}
-			}
-			return f.release()
+				return errors.Join(err, f.release())
+			},
+			drop: func() error {
+				f.fail()
+				return f.release()
+			},
 		})
-	}
-	for more && err == nil && cur.Frame.Slot == slot && off <= size {
-		refs = append(refs, cur.Frame.Ref)
 		off += int64(cur.Frame.Raw)
-		if stored += cur.Frame.Len; stored >= maxFetch/2 || len(refs) >= 16 {
-			flush()
-		}
 		more, err = cur.Next()
 	}
-	flush()
 	if err == nil && off != size {
 		err = wrongSize(e, off, size)
 	}
@@ -352,6 +301,9 @@ func (w *fileReader) large(e *index.Entry, cur *index.FrameCursor) (more bool, e
 	}
 	if rerr := f.release(); err == nil {
 		err = rerr
+	}
+	if w.larges++; w.larges >= maxLarges {
+		w.flush()
 	}
 	return more, err
 }

@@ -37,17 +37,18 @@ func (v *volumeReader) inPack(ref pack.Ref) error {
 	return ref.Check()
 }
 
-// fetch reads frames that lie one behind the other in one pack, and decodes
-// them one by one. use must not keep raw.
+// fetch reads frames that lie near each other in one pack, in ascending order,
+// by one read, and decodes them one by one. use must not keep raw.
 func (v *volumeReader) fetch(ctx context.Context, refs []pack.Ref, use func(i int, raw []byte) error) error {
-	first, last := refs[0], refs[len(refs)-1]
+	first, end := refs[0], int64(0)
 	for _, ref := range refs {
 		if err := v.inPack(ref); err != nil {
 			return err
 		}
+		end = max(end, int64(ref.Off)+int64(ref.Len))
 	}
 	key := packKey(v.stack, v.vol.Name, first.Pack)
-	data, err := v.r.store.Get(ctx, key, int64(first.Off), int64(last.Off)+int64(last.Len)-int64(first.Off))
+	data, err := v.r.store.Get(ctx, key, int64(first.Off), end-int64(first.Off))
 	if err != nil {
 		return fmt.Errorf("read %s: %w", key, err)
 	}
