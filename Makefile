@@ -29,7 +29,7 @@ servers: ## the S3 servers and rclone that tests start, into .cache; tests build
 	test/servers
 
 race: ## every test, under the race detector
-	go test -race -timeout 30m $(TESTFLAGS) ./...
+	go test -race -timeout 40m $(TESTFLAGS) ./...
 
 check: static race ## what a change must pass: format, vet, lint, import rules, known holes, tests with -race
 

@@ -120,6 +120,7 @@ type pass struct {
 	solid    string          // the last path that is in the stream and is no directory
 	forced   map[uint64]bool // groups that must not keep a stale member
 	line     []byte
+	known    *index.Page // whose headers' frames were remembered last
 	// lost has the paths of hard-linked files that could not be stored, and
 	// the path that holds the content in their stead, once there is one.
 	lost map[string]string
@@ -295,6 +296,7 @@ func (p *pass) add(e *index.Entry, header []byte, it *item) error {
 	var at *index.Item
 	if it.base != nil && it.base.Kind.Section() == s {
 		at = &it.at
+		p.knowHeaders(at.Page)
 	}
 	if it.same {
 		p.line = append(p.line[:0], it.at.Line...)
@@ -304,6 +306,20 @@ func (p *pass) add(e *index.Entry, header []byte, it *item) error {
 	hash := index.Hash(e.Path)
 	p.last[s] = hash
 	return p.leaves[s].Add(hash, p.line, header, at)
+}
+
+// knowHeaders remembers the frames of a base page's headers: where only a line
+// of it changed, an entry that is young no more, the headers are the same.
+func (p *pass) knowHeaders(page *index.Page) {
+	if page == p.known {
+		return
+	}
+	p.known = page
+	for _, ref := range page.Tar {
+		if !p.base.expired[ref.Pack] {
+			p.v.frames.know(ref)
+		}
+	}
 }
 
 // file stores a regular file that is new, changed or doubtful.
