@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,7 +18,7 @@ import (
 // machine is a computer whose clock tests may set, with a log of what ran.
 type machine struct {
 	t     *testing.T
-	skew  time.Duration
+	skew  atomic.Int64 // nanoseconds
 	log   strings.Builder
 	mu    sync.Mutex // two lanes may end at once
 	runs  []string
@@ -28,7 +29,7 @@ type machine struct {
 	loc   *time.Location
 }
 
-func (m *machine) now() time.Time { return time.Now().Add(m.skew).In(m.loc) }
+func (m *machine) now() time.Time { return time.Now().Add(time.Duration(m.skew.Load())).In(m.loc) }
 
 func (m *machine) set(text string) {
 	m.t.Helper()
@@ -36,7 +37,7 @@ func (m *machine) set(text string) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	m.skew = at.Sub(time.Now())
+	m.skew.Store(int64(at.Sub(time.Now())))
 }
 
 // until lets time pass until the machine's clock shows a time.
@@ -200,7 +201,9 @@ func TestTheLoopWaitsForARunThatHasToCleanUp(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(m.t.Context())
 		ended := make(chan error)
-		go func() { ended <- Loop(ctx, []Job{job}, Options{Now: m.now, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}) }()
+		go func() {
+			ended <- Loop(ctx, []Job{job}, Options{Now: m.now, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+		}()
 		m.until("2026-11-26 03:10:00")
 		cancel()
 		if err := <-ended; err != nil || !cleaned {
@@ -282,7 +285,7 @@ func TestAMachineThatSleptMakesUpOneRun(t *testing.T) {
 	on(t, "UTC", "2026-11-26 00:00:00", func(m *machine) {
 		m.loop([]Job{m.job("nightly", "0 3 * * *"), m.job("hourly", "30 * * * *")}, Options{}, func() {
 			m.until("2026-11-26 01:00:00")
-			m.skew += 55 * time.Hour // closed for two days and more
+			m.skew.Add(int64(55 * time.Hour)) // closed for two days and more
 			m.until("2026-11-28 08:10:00")
 			m.until("2026-11-29 03:10:00")
 		})
@@ -298,7 +301,7 @@ func TestAClockThatIsSetBackDoublesNoNight(t *testing.T) {
 	on(t, "UTC", "2026-11-26 00:00:00", func(m *machine) {
 		m.loop([]Job{m.job("nightly", "0 3 * * *"), m.job("weekly", "0 12 * * 4")}, Options{}, func() {
 			m.until("2026-11-26 03:30:00")
-			m.skew -= time.Hour
+			m.skew.Add(-int64(time.Hour))
 			m.until("2026-11-27 12:00:00")
 		})
 		m.want("nightly 26 03:00:00", "weekly 26 12:00:00", "nightly 27 03:00:00")
