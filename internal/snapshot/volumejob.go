@@ -170,8 +170,9 @@ func (j *volumeJob) whole(ctx context.Context) error {
 func (j *volumeJob) rehearse(ctx context.Context) error {
 	warn := j.v.warn
 	j.v.warn = func(Warning) {}
-	err := j.gather(ctx)
-	if err == nil {
+	// Groups that a change of types has rewritten are left to the next pass.
+	var err error
+	if j.pass, err = j.v.gather(ctx, j.base); err == nil {
 		err = j.rebase(ctx)
 	}
 	j.v.warn = warn
@@ -204,8 +205,9 @@ func (j *volumeJob) rebase(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	forced := j.pass.forced
 	j.pass, j.base = nil, nil
-	base, err := j.v.baseOf(ctx, vol, nil)
+	base, err := j.v.baseOf(ctx, vol, forced)
 	switch {
 	case j.lost.Load(): // all is read again, and found to be known
 	case err != nil:
