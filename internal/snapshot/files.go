@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
-	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -66,6 +64,8 @@ type fileReader struct {
 
 	pieces []piece // asked for and not begun
 	larges int     // large files, open, that some of them are of
+
+	heads heads // of large files that are not open yet
 }
 
 func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) error {
@@ -103,7 +103,11 @@ func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) 
 			return err
 		}
 	}
-	return nil
+	if err := w.settle(); err != nil {
+		return err
+	}
+	w.flush()
+	return w.ctx.Err()
 }
 
 // slots goes through sorted entries and the frame table side by side.
@@ -168,6 +172,9 @@ func (w *fileReader) slots(entries []index.Entry) error {
 			w.wide(refs, members)
 		}
 	}
+	if err := w.ask(); err != nil {
+		return err
+	}
 	w.flush()
 	return w.ctx.Err()
 }
@@ -223,127 +230,4 @@ func (w *fileReader) group(raw []byte, members []index.Entry) error {
 		}
 	}
 	return nil
-}
-
-// large hands one large file to its sink, piece by piece, in parallel. It
-// leaves the cursor behind the file's frames.
-func (w *fileReader) large(e *index.Entry, cur *index.FrameCursor) (more bool, err error) {
-	slot := e.Slot
-	var raw []byte
-	var h tarstream.Header
-	// The header is in the first frame; a long one goes on in the next.
-	for more = true; more && cur.Frame.Slot == slot; {
-		if err := w.v.fetch(w.ctx, []pack.Ref{cur.Frame.Ref}, func(_ int, b []byte) error { raw = append(raw, b...); return nil }); err != nil {
-			return false, err
-		}
-		if more, err = cur.Next(); err != nil {
-			return false, err
-		}
-		var n int
-		h, n, err = tarstream.Parse(raw)
-		if err == nil && n != len(raw) {
-			err = errors.New("bytes behind it")
-		}
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, tarstream.ErrShort) || !more || cur.Frame.Slot != slot {
-			return false, fmt.Errorf("%w: header of %.200q: %w", ErrDamaged, e.Path, err)
-		}
-	}
-	if err := fits(e, &h); err != nil {
-		return false, err
-	}
-	s, err := w.open(e, &h)
-	if err != nil {
-		return false, err
-	}
-	size := h.DataSize() + int64(tarstream.Padding(h.DataSize()))
-	if s == nil {
-		got := int64(0)
-		for more && err == nil && cur.Frame.Slot == slot && got <= size {
-			got += int64(cur.Frame.Raw)
-			more, err = cur.Next()
-		}
-		if err == nil && got != size {
-			err = wrongSize(e, got, size)
-		}
-		return more, err
-	}
-	f := &largeFile{sink: s, size: h.DataSize()}
-	f.pending.Store(1)
-	off := int64(0)
-	for more && err == nil && cur.Frame.Slot == slot && off <= size {
-		at := off
-		f.pending.Add(1)
-		w.read(piece{
-			ref: cur.Frame.Ref,
-			use: func(raw []byte) error {
-				err := f.write(raw, at)
-				if err != nil {
-					f.fail()
-				}
-				return errors.Join(err, f.release())
-			},
-			drop: func() error {
-				f.fail()
-				return f.release()
-			},
-		})
-		off += int64(cur.Frame.Raw)
-		more, err = cur.Next()
-	}
-	if err == nil && off != size {
-		err = wrongSize(e, off, size)
-	}
-	if err != nil {
-		f.fail()
-	}
-	if rerr := f.release(); err == nil {
-		err = rerr
-	}
-	if w.larges++; w.larges >= maxLarges {
-		w.flush()
-	}
-	return more, err
-}
-
-// wrongSize is the error for a large file whose frames, read to their end or
-// to where they are too many, do not have its size.
-func wrongSize(e *index.Entry, got, want int64) error {
-	return fmt.Errorf("%w: %.200q has %d bytes or more in its frames instead of %d", ErrDamaged, e.Path, got, want)
-}
-
-// largeFile counts the pieces of a large file that are under way.
-type largeFile struct {
-	sink    fileSink
-	size    int64
-	pending atomic.Int32
-	failed  atomic.Bool
-	once    sync.Once
-}
-
-func (f *largeFile) fail() { f.failed.Store(true) }
-
-// write passes a piece on, without the padding behind the content.
-func (f *largeFile) write(p []byte, off int64) error {
-	if off >= f.size || f.failed.Load() {
-		return nil
-	}
-	return f.sink.Write(p[:min(int64(len(p)), f.size-off)], off)
-}
-
-// release ends the file when its last piece is done.
-func (f *largeFile) release() (err error) {
-	if f.pending.Add(-1) > 0 {
-		return nil
-	}
-	f.once.Do(func() {
-		if f.failed.Load() {
-			f.sink.Abort()
-			return
-		}
-		err = f.sink.Done()
-	})
-	return err
 }

@@ -51,6 +51,10 @@ func (w *fileReader) flush() {
 // abandon drops what was asked for and not begun.
 func (w *fileReader) abandon() error {
 	var errs []error
+	if w.heads.waiting != nil {
+		errs = append(errs, <-w.heads.waiting)
+	}
+	w.heads = heads{}
 	for _, p := range w.pieces {
 		errs = append(errs, p.abandon())
 	}
