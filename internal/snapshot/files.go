@@ -45,7 +45,7 @@ func (v *volumeReader) files(ctx context.Context, want func(e *index.Entry) bool
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(4, 2*runtime.GOMAXPROCS(0))) // while one half waits for the target, the other decodes
+	g.SetLimit(max(8, 2*runtime.GOMAXPROCS(0))) // while most wait for the target, some decode and write
 	w := &fileReader{v: v, g: g, ctx: ctx, open: open}
 	if err = w.windows(cur, want); err != nil {
 		_ = w.abandon() // err is the cause
@@ -71,6 +71,7 @@ type fileReader struct {
 func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) error {
 	var entries []index.Entry
 	for more, n := true, firstWindow; more; n = min(4*n, window) {
+		first := n == firstWindow
 		entries = entries[:0]
 		for held := 0; len(entries) < n && held < windowBytes; {
 			ok, err := cur.Next()
@@ -102,12 +103,19 @@ func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) 
 		if err := w.slots(slices.Clone(entries)); err != nil {
 			return err
 		}
+		// What lies near each other is read at once, the content of large files
+		// too: only the beginning is not to wait for their headers.
+		if !first || !more {
+			if err := w.settle(); err != nil {
+				return err
+			}
+		}
+		w.flush()
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
 	}
-	if err := w.settle(); err != nil {
-		return err
-	}
-	w.flush()
-	return w.ctx.Err()
+	return nil
 }
 
 // slots goes through sorted entries and the frame table side by side.
@@ -172,11 +180,7 @@ func (w *fileReader) slots(entries []index.Entry) error {
 			w.wide(refs, members)
 		}
 	}
-	if err := w.ask(); err != nil {
-		return err
-	}
-	w.flush()
-	return w.ctx.Err()
+	return w.ask()
 }
 
 // wide reads a group of several frames: one with more attributes than a frame holds.

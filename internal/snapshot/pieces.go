@@ -29,7 +29,7 @@ const (
 	// a line of 25 Mbit/s brings in the time of a round trip.
 	maxGap = 64 << 10
 	// maxLarges bounds the files that stand open meanwhile.
-	maxLarges = 32
+	maxLarges = 64
 )
 
 // read has a frame read, sooner or later.
