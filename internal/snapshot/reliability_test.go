@@ -531,6 +531,7 @@ func restoreCases(t *testing.T, do func(t *testing.T, l *lab, st *storetest.Memo
 			}
 			count := &storetest.Faulty{Writer: st}
 			dir := prepare()
+			l.drop(l.cache()) // as those that follow may find it
 			if err := l.restore(context.Background(), count, id, "data", dir, over); err != nil {
 				t.Fatal(err)
 			}
