@@ -40,6 +40,10 @@ type BackupOptions struct {
 	// Freeze, where set, has the volumes read twice: while all goes on, and,
 	// for what changed meanwhile, while it stands still.
 	Freeze Freezer
+	// HoldBytes is how much of what is read while frozen may be kept in memory and
+	// dealt with afterwards; what is beyond it is compressed and uploaded while
+	// all stands still. 48 MiB where 0.
+	HoldBytes int64
 	// Dumps become volumes of one file each. They are read before the freeze.
 	Dumps []Dump
 	// Seeded is the id of the snapshot that this installation was seeded from,
