@@ -37,6 +37,7 @@ type Manifest struct {
 	Finished   time.Time `json:"finished"`
 	Origin     string    `json:"origin,omitempty"` // which installation took it; never a host name
 	Trigger    string    `json:"trigger"`          // manual, schedule or undo
+	Seeded     string    `json:"seeded,omitempty"` // id of the snapshot that this installation was seeded from
 	Version    string    `json:"version"`          // of backupd
 	Tags       []string  `json:"tags,omitempty"`
 	Volumes    []Volume  `json:"volumes"` // in the order of their names
@@ -113,6 +114,9 @@ func (v *Volume) Section(s index.Section) *index.Tree {
 	}
 	return &v.Absent
 }
+
+// seededFrom is the snapshot that a clone was seeded from; "" for who leads a line.
+func (m *Manifest) seededFrom() string { return m.Seeded }
 
 // trailer is a manifest's last line.
 type trailer struct {
