@@ -20,7 +20,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/docker/docker/api/types/system"
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/client"
 )
 
@@ -54,48 +54,57 @@ func Connect(ctx context.Context) (*Engine, error) {
 		if _, err := os.Stat(defaultSocket); err != nil {
 			return nil, fmt.Errorf("%w: there is no %s, and DOCKER_HOST is not set", ErrNoEngine, defaultSocket)
 		}
+		host = "unix://" + defaultSocket
 	}
-	api, err := client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation())
+	return connect(ctx, host, client.FromEnv)
+}
+
+// connect reaches an engine and asks what it is; host is for errors.
+func connect(ctx context.Context, host string, opts ...client.Opt) (*Engine, error) {
+	api, err := client.NewClientWithOpts(append(opts, client.WithAPIVersionNegotiation())...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the Docker engine at %s: %w; look after DOCKER_HOST", where(host), err)
+		return nil, fmt.Errorf("connect to the Docker engine at %s: %w; look after DOCKER_HOST", host, err)
 	}
 	e := &Engine{api: api}
 	if err := e.greet(ctx); err != nil {
 		api.Close()
-		return nil, fmt.Errorf("connect to the Docker engine at %s: %w", where(host), explainAccess(err))
+		return nil, fmt.Errorf("connect to the Docker engine at %s: %w", host, explainAccess(err))
 	}
 	return e, nil
 }
 
-// greet asks what engine it is.
+// greet asks what engine it is. A proxy that hides /info leaves ID empty and
+// Swarm unknown; one that hides all but the ping will refuse later, with a
+// better reason.
 func (e *Engine) greet(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	info, err := e.api.Info(ctx)
+	if Forbidden(err) {
+		ping, perr := e.api.Ping(ctx)
+		if perr != nil {
+			return perr
+		}
+		e.API = e.api.ClientVersion()
+		return checkOS(ping.OSType)
+	}
 	if err != nil {
 		return err
 	}
 	e.ID, e.Version, e.API = info.ID, info.ServerVersion, e.api.ClientVersion()
 	e.Swarm = info.Swarm.ControlAvailable
-	return checkEngine(info)
+	return checkOS(info.OSType)
 }
 
-func checkEngine(info system.Info) error {
-	if info.OSType != "" && info.OSType != "linux" {
-		return fmt.Errorf("it runs %s containers; volumes of Linux containers only can be backed up", info.OSType)
+func checkOS(kind string) error {
+	if kind != "" && kind != "linux" {
+		return fmt.Errorf("it runs %s containers; volumes of Linux containers only can be backed up", kind)
 	}
 	return nil
 }
 
 // Close ends the connections.
 func (e *Engine) Close() error { return e.api.Close() }
-
-func where(host string) string {
-	if host == "" {
-		return defaultSocket
-	}
-	return host
-}
 
 // explainAccess adds what to do to an engine's refusal.
 func explainAccess(err error) error {
@@ -111,11 +120,13 @@ func explainAccess(err error) error {
 }
 
 // Forbidden says whether an error is the refusal of a proxy before the engine,
-// which tells a request that is not allowed from one that failed.
+// which tells a request that is not allowed from one that failed. Proxies
+// answer 403, or 405 for a method that they do not pass.
 func Forbidden(err error) bool {
 	if err == nil {
 		return false
 	}
-	text := err.Error()
-	return strings.Contains(text, http.StatusText(http.StatusForbidden)) || strings.Contains(text, "403") || strings.Contains(text, "405")
+	// The client keeps the status as a class of error, and 405 shares one with
+	// others: there its text decides.
+	return cerrdefs.IsPermissionDenied(err) || strings.Contains(err.Error(), http.StatusText(http.StatusMethodNotAllowed))
 }

@@ -24,7 +24,8 @@ const (
 	labelDump           = labelPrefix + "dump"
 	labelDumpFile       = labelPrefix + "dump.file"
 	labelDrill          = labelPrefix + "drill"
-	// labelWorker is what backupd gives to the containers that it makes itself.
+	// labelWorker is on the containers that backupd makes itself; its value is the
+	// id of the container that made it.
 	labelWorker = labelPrefix + "worker"
 	// labelExclude stands on volumes.
 	labelExclude = labelPrefix + "exclude"

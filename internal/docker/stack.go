@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/mount"
@@ -46,7 +47,11 @@ type Service struct {
 	// Healthcheck says whether its containers have one that is not disabled.
 	Healthcheck bool
 	DependsOn   []string // names of services
-	Containers  []Container
+	// Waits are the conditions of DependsOn, as Compose writes them: service_started,
+	// service_healthy, service_completed_successfully. Empty from a Compose too
+	// old to tell.
+	Waits      map[string]string
+	Containers []Container
 }
 
 // Container is one container.
@@ -108,8 +113,12 @@ func (e *Engine) Stack(ctx context.Context, project string) (*Stack, error) {
 		slices.SortFunc(svc.Containers, func(a, b Container) int {
 			return cmp.Or(boolOrder(a.OneOff, b.OneOff), cmp.Compare(a.Number, b.Number), cmp.Compare(a.ID, b.ID))
 		})
-		if err := e.describe(ctx, svc); err != nil {
+		gone, err := e.describe(ctx, svc)
+		if err != nil {
 			return nil, err
+		}
+		if gone {
+			continue
 		}
 		s.Services = append(s.Services, *svc)
 	}
@@ -156,34 +165,47 @@ func mounts(points []container.MountPoint) []Mount {
 	return out
 }
 
-// describe reads what a listing of containers does not have, from the first of them.
-func (e *Engine) describe(ctx context.Context, svc *Service) error {
-	first := svc.Containers[0]
-	c, err := e.api.ContainerInspect(ctx, first.ID)
-	if err != nil {
-		return fmt.Errorf("inspect container %s of service %s: %w", first.Name, svc.Name, explainAccess(err))
-	}
-	svc.Labels = first.Labels
-	svc.ImageID = c.Image
-	if c.Config != nil {
-		svc.Image = c.Config.Image
-		if h := c.Config.Healthcheck; h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" {
-			svc.Healthcheck = true
+// describe reads what a listing of containers does not have, from the first of
+// them that is still there.
+func (e *Engine) describe(ctx context.Context, svc *Service) (gone bool, err error) {
+	for len(svc.Containers) > 0 {
+		first := svc.Containers[0]
+		c, err := e.api.ContainerInspect(ctx, first.ID)
+		if cerrdefs.IsNotFound(err) { // removed since it was listed
+			svc.Containers = svc.Containers[1:]
+			continue
 		}
+		if err != nil {
+			return false, fmt.Errorf("inspect container %s of service %s: %w", first.Name, svc.Name, explainAccess(err))
+		}
+		svc.Labels = first.Labels
+		svc.ImageID = c.Image
+		if c.Config != nil {
+			svc.Image = c.Config.Image
+			if h := c.Config.Healthcheck; h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" {
+				svc.Healthcheck = true
+			}
+		}
+		svc.DependsOn, svc.Waits = dependencies(first.Labels[labelDependsOn])
+		return false, nil
 	}
-	svc.DependsOn = dependencies(first.Labels[labelDependsOn])
-	return nil
+	return true, nil
 }
 
 // dependencies reads Compose's label: "db:service_healthy:false,cache:service_started:false".
-func dependencies(label string) []string {
-	var out []string
+func dependencies(label string) (names []string, waits map[string]string) {
+	waits = map[string]string{}
 	for part := range strings.SplitSeq(label, ",") {
-		if name, _, _ := strings.Cut(strings.TrimSpace(part), ":"); name != "" {
-			out = append(out, name)
+		name, rest, _ := strings.Cut(strings.TrimSpace(part), ":")
+		if name == "" || slices.Contains(names, name) {
+			continue
+		}
+		names = append(names, name)
+		if condition, _, _ := strings.Cut(rest, ":"); condition != "" {
+			waits[name] = condition
 		}
 	}
-	return out
+	return names, waits
 }
 
 // inOrder sorts services so that each comes after those that it depends on;
