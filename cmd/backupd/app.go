@@ -25,6 +25,7 @@ type app struct {
 	stateDir       string
 	secrets        secrets
 	target         targetFlags
+	config         configFlags
 	json, quiet    bool
 	started        bool   // a command's own work began: errors are no usage errors any more
 	interrupted    string // what an interrupt leaves, where the common sentence is wrong

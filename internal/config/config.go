@@ -97,6 +97,8 @@ type Sources struct {
 	// Checks of texts that are parsed elsewhere, by setting: keep, target, exclude,
 	// tag ... Their errors end in what to do.
 	Checks map[string]func(string) error
+	// Defaults that depend on the machine, by setting.
+	Defaults map[string]string
 	// ReadFile reads the file and the files of secrets; nil is os.ReadFile.
 	ReadFile func(string) ([]byte, error)
 }
@@ -256,11 +258,8 @@ func (r *resolver) check(key string, v value) {
 	if s.secret && v.from.Kind != FromFile && len(v.texts) == 0 {
 		return
 	}
-	if v.from.Kind == FromEnvironment {
-		// fromEnvironment of the commands reads flags; own settings are checked here.
-		if i := r.t.byName[name]; i >= r.t.own {
-			return
-		}
+	if v.from.Kind == FromEnvironment && r.t.byName[name] >= r.t.own {
+		return // a flag of the commands, whose own reading says what is wrong
 	}
 	inPolicy := key != name
 	for _, text := range v.texts {
@@ -327,7 +326,9 @@ func (r *resolver) value(name, policy string) (value, bool) {
 		return top, true
 	}
 	v := value{from: From{Kind: FromDefault}}
-	if s.Default != "" {
+	if d, ok := r.src.Defaults[name]; ok {
+		v.texts = []string{d}
+	} else if s.Default != "" {
 		v.texts = s.split(s.Default)
 	}
 	return v, false

@@ -46,8 +46,8 @@ func readEnvironment(t *table, environ []string) *layer {
 }
 
 // serviceLabels are labels that say something about a service, and nothing about
-// the agent; see docs/quiesce.md.
-var serviceLabels = []string{"quiesce", "pre", "post", "dump", "drill"}
+// the agent, and the one of its workers.
+var serviceLabels = []string{"quiesce", "pre", "post", "dump", "drill", "worker"}
 
 // readLabels reads backupd.NAME and backupd.policy.POLICY.NAME of the service
 // that backupd runs as.

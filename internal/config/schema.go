@@ -48,6 +48,8 @@ func (s Setting) schema() object {
 		one = object{"enum": s.values}
 	case duration:
 		one = object{"type": "string", "pattern": `^([0-9]+d)?([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))*$|^0$`}
+	case flagDuration:
+		one = object{"type": "string"}
 	case size:
 		one = object{"type": []string{"string", "integer"}, "pattern": `^[0-9]+ *([kKmMgGtT]([iI]?[bB])?|[bB])?$`}
 	case number:

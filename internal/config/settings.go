@@ -10,21 +10,22 @@ import (
 type kind int
 
 const (
-	text     kind = iota
-	list          // several texts: in environment and labels with commas between
-	words         // several texts that may hold commas: spaces or new lines between
-	enum          // one of values
-	enums         // several of values
-	duration      // 90s, 2h30m, 7d
-	size          // 512m, 2GiB
-	number        // a positive decimal
-	share         // 50%
-	cronExpr      // schedule.Parse
-	zone          // a time zone
-	address       // host:port, or off
-	toggle        // true or false
-	integer       // a whole number
-	hookList      // what to run in services; in the file only
+	text         kind = iota
+	list              // several texts: in environment and labels with commas between
+	words             // several texts that may hold commas: spaces or new lines between
+	enum              // one of values
+	enums             // several of values
+	duration          // 90s, 2h30m, 7d
+	flagDuration      // as flags have it, without days
+	size              // 512m, 2GiB
+	number            // a positive decimal
+	share             // 50%
+	cronExpr          // schedule.Parse
+	zone              // a time zone
+	address           // host:port, or off
+	toggle            // true or false
+	integer           // a whole number
+	hookList          // what to run in services; in the file only
 )
 
 // Setting is one line of the table that everything here is made of: the file's
@@ -129,7 +130,7 @@ func (f Flag) setting() Setting {
 	case "int", "int64":
 		s.kind = integer
 	case "duration":
-		s.kind = duration
+		s.kind = flagDuration
 	}
 	return s
 }

@@ -45,6 +45,10 @@ func (s Setting) check(value string, loc *time.Location) (err error) {
 		}
 	case duration:
 		_, err = parseDuration(value)
+	case flagDuration:
+		if _, perr := time.ParseDuration(value); perr != nil {
+			err = fmt.Errorf("%q is no duration, as in 90s or 2h30m", value)
+		}
 	case size:
 		_, err = parseSize(value)
 	case number:
