@@ -24,6 +24,7 @@ type Policy struct {
 	Schedule        *schedule.Schedule // never fires where nil
 	Jitter, Timeout time.Duration
 	Backup          Backup
+	Keep            *Retention // nil: everything
 }
 
 // Service is what an agent serves.
@@ -265,6 +266,9 @@ func (srv *server) backup(ctx context.Context, p Policy, due schedule.Due) error
 	b.Policy, b.Trigger = p.Name, trigger(due)
 	if _, err := srv.a.Backup(ctx, b, Show{}); err != nil {
 		return noted(err)
+	}
+	if p.Keep != nil {
+		return noted(srv.a.Thin(ctx, *p.Keep))
 	}
 	return nil
 }
