@@ -78,7 +78,20 @@ func (t *Taken) Warned() bool {
 
 // Backup takes a snapshot, and notes and tells it as a run. A *snapshot.ThawError
 // comes with what was taken.
-func (a *Agent) Backup(ctx context.Context, b Backup, show Show) (taken *Taken, err error) {
+func (a *Agent) Backup(ctx context.Context, b Backup, show Show) (*Taken, error) {
+	return a.backup(ctx, b, show, func(ctx context.Context) (*Taken, error) {
+		if b.Mode == Mounted || b.Mode == "" {
+			return a.takeHere(ctx, b, show)
+		}
+		vols, err := a.projectVolumes(ctx, b.Only)
+		if err != nil {
+			return nil, err
+		}
+		return a.takeByWorker(ctx, b, vols, show)
+	})
+}
+
+func (a *Agent) backup(ctx context.Context, b Backup, show Show, take func(context.Context) (*Taken, error)) (taken *Taken, err error) {
 	if err := a.needStack(); err != nil {
 		return nil, err
 	}
@@ -89,11 +102,7 @@ func (a *Agent) Backup(ctx context.Context, b Backup, show Show) (taken *Taken, 
 	defer release()
 	r := &runs.Run{Kind: runs.Backup, Policy: b.Policy, Trigger: cmp.Or(b.Trigger, "manual")}
 	err = a.record(ctx, r, func(ctx context.Context, r *runs.Run) (err error) {
-		if b.Mode == Mounted || b.Mode == "" {
-			taken, err = a.takeHere(ctx, b, show)
-		} else {
-			taken, err = a.takeByWorker(ctx, b, show)
-		}
+		taken, err = take(ctx)
 		if taken != nil && taken.Summary != nil {
 			if b.MaxShrink > 0 && !IsWorker() {
 				a.watchSize(ctx, b, taken)
