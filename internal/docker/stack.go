@@ -39,6 +39,7 @@ type Stack struct {
 // Service is a service of a stack: the containers that Compose made for it.
 type Service struct {
 	Name   string
+	Swarm  *SwarmService     // of a service of a Swarm stack; nil for one of Compose
 	Labels map[string]string // of its first container
 	Image  string            // as the Compose file names it
 	// ImageID is the image's id, "sha256:...".

@@ -16,10 +16,6 @@ import (
 	"github.com/docker/docker/pkg/stdcopy"
 )
 
-// labelWorker is on worker containers; its value is the id of the container that
-// started them.
-const labelWorker = "backupd.worker"
-
 const (
 	// stopGrace is how long a worker has between SIGTERM and SIGKILL.
 	stopGrace = 10 * time.Second

@@ -86,10 +86,19 @@ func (b *backupRun) put(ctx context.Context, key string, data []byte, cached boo
 	err := b.w.Put(ctx, key, data)
 	wg.Wait()
 	if err != nil {
-		return fmt.Errorf("write to %s: %w", b.r.Location(), err)
+		return &placeError{fmt.Errorf("write to %s: %w", b.r.Location(), err)}
 	}
-	return b.intent.renew(ctx)
+	if err := b.intent.renew(ctx); err != nil {
+		return &placeError{err}
+	}
+	return nil
 }
+
+// placeError is the failure of a place, which another one may not have.
+type placeError struct{ err error }
+
+func (e *placeError) Error() string { return e.err.Error() }
+func (e *placeError) Unwrap() error { return e.err }
 
 // openTees announces the run in the other places.
 func (b *backupRun) openTees(ctx context.Context, places []Place) {
@@ -118,7 +127,7 @@ func (b *backupRun) closeTees(ctx context.Context) {
 // BackupAll takes one snapshot into several places: the volumes are read and
 // compressed once. A place that fails does not stop the others; what it misses
 // is copied into it at the end, or by the next run. The error is of a backup
-// that succeeded nowhere. The summary is that of the first place in which it did.
+// that succeeded nowhere, or a ThawError. The summary is that of the first place in which it did.
 func BackupAll(ctx context.Context, places []Place, o BackupOptions) (*Summary, []PlaceResult, error) {
 	places = leadersFirst(ctx, places, o.Stack)
 	results := make([]PlaceResult, len(places))
@@ -126,14 +135,17 @@ func BackupAll(ctx context.Context, places []Place, o BackupOptions) (*Summary, 
 		results[i].Target = p.Repo.Location()
 	}
 	var errs []error
+	froze := &countedFreezer{Freezer: o.Freeze}
+	if o.Freeze != nil {
+		o.Freeze = froze
+	}
 	for i, p := range places {
 		others := slices.Clone(places[i+1:])
 		sum, m, err := p.Repo.backup(ctx, p.Store, o, others)
-		if err != nil {
-			// Nothing that is wrong with the volumes is better elsewhere.
+		if sum == nil {
 			results[i].Err = err
 			errs = append(errs, err)
-			if ctx.Err() != nil || errors.Is(err, ErrUsage) || errors.Is(err, ErrNoVolume) {
+			if ctx.Err() != nil || !mayPass(err, froze.n > 0) {
 				break
 			}
 			continue
@@ -145,9 +157,34 @@ func BackupAll(ctx context.Context, places []Place, o BackupOptions) (*Summary, 
 			}
 			catchUp(ctx, p, places[k], m, o, &results[k])
 		}
-		return sum, results, nil
+		return sum, results, err
 	}
 	return nil, results, errors.Join(errs...)
+}
+
+// countedFreezer counts how often the services were frozen.
+type countedFreezer struct {
+	Freezer
+	n int
+}
+
+func (f *countedFreezer) Freeze(ctx context.Context) error {
+	f.n++
+	return f.Freezer.Freeze(ctx)
+}
+
+// mayPass says whether another place may do better. Nothing that is wrong with
+// the volumes or the services is better elsewhere; and services that were frozen
+// already are frozen again only where the place itself failed.
+func mayPass(err error, frozen bool) bool {
+	for _, final := range []error{ErrUsage, ErrNoVolume, ErrFreeze, ErrDump} {
+		if errors.Is(err, final) {
+			return false
+		}
+	}
+	var thaw *ThawError
+	var place *placeError
+	return !errors.As(err, &thaw) && (!frozen || errors.As(err, &place))
 }
 
 // leadersFirst sorts places by how new their newest snapshot is: the first
@@ -192,7 +229,7 @@ func catchUp(ctx context.Context, from, to Place, m *Manifest, o BackupOptions, 
 	}()
 	if errors.Is(err, sealed.ErrNoIdentity) {
 		var sum *Summary
-		if sum, _, err = to.Repo.backup(ctx, to.Store, o, nil); err == nil {
+		if sum, _, err = to.Repo.backup(ctx, to.Store, o, nil); sum != nil {
 			out.ID = sum.ID
 		}
 	}
