@@ -30,6 +30,7 @@ type app struct {
 	target         targetFlags
 	surroundings   surroundings
 	worker         *worker.Agent // who is told, in a worker; else nil
+	config         configFlags
 	json, quiet    bool
 	started        bool   // a command's own work began: errors are no usage errors any more
 	interrupted    string // what an interrupt leaves, where the common sentence is wrong
