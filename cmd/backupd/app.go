@@ -21,6 +21,7 @@ import (
 // app is what the commands share: the common flags and where to print.
 type app struct {
 	stdout, stderr io.Writer
+	argv           []string // the command line, without the program's name
 	targets        []string
 	stack          string
 	origin         string
