@@ -200,7 +200,7 @@ func TestDockerfileBuildsAsUsersBuildIt(t *testing.T) {
 	}
 	image := "backupd:" + teststack.Unique("dockerfile")
 	// The host's network, because a test machine's containers may have none.
-	if _, err := teststack.Try(t, root, "build", "--network", "host", "--build-arg", "GO_IMAGE="+golang, "--build-arg", "VERSION=9.9", "-t", image, "."); err != nil {
+	if _, err := teststack.Try(t, root, "build", "--force-rm", "--network", "host", "--build-arg", "GO_IMAGE="+golang, "--build-arg", "VERSION=9.9", "-t", image, "."); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = exec.Command("docker", "rmi", image).Run() })
