@@ -770,6 +770,29 @@ func TestTheWindowIsKnownWhateverTheContainerIsCalled(t *testing.T) {
 	}
 }
 
+// A plain user cannot look into a directory of the database's. That it may be empty
+// must not let the stack start without its data.
+func TestAVolumeThatCannotBeReadIsAnErrorAndNoVerdict(t *testing.T) {
+	p := newProject(t)
+	p.flags = []string{"--user=1000:1000"}
+	p.state = t.TempDir()
+	for dir := p.state; dir != os.TempDir(); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := p.up()
+	if !r.failed || !strings.Contains(r.stderr, "cannot be looked through") || !strings.Contains(r.stderr, "BACKUPD_SEED=off") {
+		t.Errorf("failed=%v: %s", r.failed, r.stderr)
+	}
+	if rec, err := seed.Records(p.state, "shop"); len(rec) > 0 || err != nil {
+		t.Errorf("%v, %v", rec, err)
+	}
+	p.flags = []string{"--user=0:0"}
+	// The window has moved, so that what the image copied into db is in doubt now; uploads is empty.
+	p.want(p.again("NAMED=uploads"), map[string]seed.Outcome{"uploads": seed.Filled})
+}
+
 func TestSeedingThatIsOffWritesNothing(t *testing.T) {
 	p := newProject(t)
 	p.env = []string{"MODE=off"}
