@@ -279,7 +279,7 @@ const (
 	margin = time.Minute
 	// settleTime is how long a request that was sent by a process that died may
 	// take until its effect is seen, beyond the grace of a stop.
-	settleTime = 3 * time.Second
+	settleTime = 2 * time.Second
 	// atOnce bounds the requests at the same time.
 	atOnce = 16
 )
