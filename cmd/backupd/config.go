@@ -43,6 +43,12 @@ func (a *app) configure(cmd *cobra.Command) error {
 	if err := fromEnvironment(cmd); err != nil {
 		return err
 	}
+	if a.config.file != "" {
+		// A worker has the agent's mounts and environment, and is to have its file.
+		if err := os.Setenv("BACKUPD_CONFIG", a.config.file); err != nil {
+			return err
+		}
+	}
 	if a.config.file == "" || cmd.Annotations[settingsAnnotation] != "" {
 		return nil
 	}

@@ -87,9 +87,9 @@ func Settings() []Setting { return slices.Clone(settings) }
 func (s Setting) Repeatable() bool { return s.kind == list }
 
 // Label says whether a label of the agent's service can be the setting: not where
-// the same label says something about every service, nor for secrets.
+// the same label says something about services or volumes, nor for secrets.
 func (s Setting) Label() bool {
-	return !s.FileOnly() && !s.secret && !slices.Contains(serviceLabels, s.Name)
+	return !s.FileOnly() && !s.secret && s.Name != volumeLabel && !slices.Contains(serviceLabels, s.Name)
 }
 
 // FileOnly says that the setting has no flag, variable or label.
@@ -100,6 +100,9 @@ func (s Setting) InPolicy() bool { return s.policy }
 
 // Secret says that the value is not to be shown.
 func (s Setting) Secret() bool { return s.secret }
+
+// NeedsRestart says that a reload does not change it.
+func (s Setting) NeedsRestart() bool { return s.restart }
 
 // Values are the choices, where there are some.
 func (s Setting) Values() []string { return slices.Clone(s.values) }
