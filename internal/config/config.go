@@ -67,6 +67,7 @@ type Policy struct {
 	Tags      []string
 	Keep      string // as Sources.Checks["keep"] found it right; empty keeps all
 	MaxShrink float64
+	Quiesce   string // auto or never
 	Pre, Post []Hook
 	Drill     *schedule.Schedule
 }
@@ -101,6 +102,9 @@ type Sources struct {
 	Checks map[string]func(string) error
 	// Defaults that depend on the machine, by setting.
 	Defaults map[string]string
+	// WithoutSecrets leaves notify and ping out, whose files a command that tells
+	// nobody need not have.
+	WithoutSecrets bool
 	// ReadFile reads the file and the files of secrets; nil is os.ReadFile.
 	ReadFile func(string) ([]byte, error)
 }
@@ -220,11 +224,13 @@ func (r *resolver) resolve() (*Config, error) {
 	if c.Listen = r.one("listen", ""); c.Listen == "off" {
 		c.Listen = ""
 	}
-	for _, url := range r.secret("notify") {
-		c.Notify = append(c.Notify, NewSecret(url))
-	}
-	if p := r.secret("ping"); len(p) > 0 {
-		c.Ping = NewSecret(p[0])
+	if !r.src.WithoutSecrets {
+		for _, url := range r.secret("notify") {
+			c.Notify = append(c.Notify, NewSecret(url))
+		}
+		if p := r.secret("ping"); len(p) > 0 {
+			c.Ping = NewSecret(p[0])
+		}
 	}
 	r.policies()
 	r.problems = dropRepeated(r.problems.sorted())
@@ -380,7 +386,7 @@ func (r *resolver) policies() {
 	for _, name := range names {
 		p := Policy{
 			Name: name, Volumes: r.many("volume", name), Exclude: r.many("exclude", name), Targets: r.many("target", name),
-			Tags: r.many("tag", name), Keep: r.one("keep", name),
+			Tags: r.many("tag", name), Keep: r.one("keep", name), Quiesce: r.one("quiesce", name),
 		}
 		p.Schedule, p.Drill = r.schedule("schedule", name), r.schedule("drill-schedule", name)
 		p.Jitter, _ = parseDuration(r.one("jitter", name)) // checked, as all here
