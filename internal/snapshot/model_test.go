@@ -60,11 +60,11 @@ type actor struct {
 	run       string
 	held      bool // suspended for long after it announced itself
 	ops       int
-	holds     []hold
+	holds     []suspend
 }
 
-// hold suspends an actor at its n-th operation of a task.
-type hold struct {
+// suspend suspends an actor at its n-th operation of a task.
+type suspend struct {
 	at  int
 	how time.Duration
 }
@@ -317,7 +317,7 @@ func (m *model) choose() *request {
 			if a.finished {
 				continue
 			}
-			m.hold(a)
+			m.suspend(a)
 			from := a.pending[0].from
 			for _, r := range a.pending {
 				if r.from.Before(from) {
@@ -350,8 +350,8 @@ func (m *model) choose() *request {
 	}
 }
 
-// hold suspends an actor that has come to where it is to be.
-func (m *model) hold(a *actor) {
+// suspend suspends an actor that has come to where it is to be.
+func (m *model) suspend(a *actor) {
 	if len(a.holds) == 0 || a.ops < a.holds[0].at || a.pending[0].op == "sleep" {
 		return
 	}
@@ -367,7 +367,7 @@ func (m *model) hold(a *actor) {
 }
 
 // task begins a task of an actor, and may plan a suspension.
-func (a *actor) task(holds ...hold) {
+func (a *actor) task(holds ...suspend) {
 	a.m.mu.Lock()
 	defer a.m.mu.Unlock()
 	a.begun, a.since, a.announced, a.run, a.held, a.ops, a.holds = a.m.step, a.m.now, 0, "", false, 0, holds
@@ -452,7 +452,7 @@ func (a *actor) backup(dir string) {
 }
 
 func (r *Repository) backupModel(a *actor, dir string) (*Summary, error) {
-	sum, man, err := r.backup(context.Background(), a.store(), BackupOptions{Stack: modelStack, Volumes: []Source{{"data", dir}}}, nil)
+	sum, man, err := r.backup(context.Background(), a.store(), BackupOptions{Stack: modelStack, Volumes: []Source{{Name: "data", Path: dir}}}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -597,14 +597,14 @@ func (a *actor) copyBack(other *Repository) {
 }
 
 // someHolds plans suspensions of a task with about n operations.
-func (a *actor) someHolds(n int, longest time.Duration, chance int) []hold {
+func (a *actor) someHolds(n int, longest time.Duration, chance int) []suspend {
 	if a.random(100) >= chance {
 		return nil
 	}
 	long := []time.Duration{time.Hour, 10 * time.Hour, 30 * time.Hour, 4 * 24 * time.Hour, 9 * 24 * time.Hour, 40 * 24 * time.Hour}
-	h := hold{at: a.random(n), how: min(long[a.random(len(long))], longest)}
+	h := suspend{at: a.random(n), how: min(long[a.random(len(long))], longest)}
 	h.how += time.Duration(a.random(7200)) * time.Second
-	return []hold{h}
+	return []suspend{h}
 }
 
 // play runs the whole piece with one seed, and returns what was violated.
@@ -631,7 +631,7 @@ func play(t testing.TB, seed uint64, b broken) (violated, log []string) {
 	}
 	setup := &actor{m: m, name: "setup", rng: m.rng}
 	for range 3 {
-		sum, man, err := first.backup(context.Background(), m.mem, BackupOptions{Stack: modelStack, Volumes: []Source{{"data", dirs[0]}}}, nil)
+		sum, man, err := first.backup(context.Background(), m.mem, BackupOptions{Stack: modelStack, Volumes: []Source{{Name: "data", Path: dirs[0]}}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
