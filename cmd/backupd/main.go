@@ -131,7 +131,7 @@ with the restore.sh that lies in it.
 	root.AddCommand(
 		a.backupCommand(), a.restoreCommand(), a.snapshotsCommand(), a.showCommand(), a.lsCommand(),
 		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.coverageCommand(), a.initCommand(), a.keyCommand(), a.configCommand(), a.versionCommand(),
-		a.seedCommand(), a.healthCommand(), a.runsCommand(), a.workerCommand(), a.targetsTopic(),
+		a.serveCommand(), a.seedCommand(), a.healthCommand(), a.runsCommand(), a.workerCommand(), a.targetsTopic(),
 	)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", snapshot.ErrUsage, err) })
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.configure(cmd) }
