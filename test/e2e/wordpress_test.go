@@ -83,3 +83,32 @@ func TestWordPressIsBackedUpAndRestoredByComposeRun(t *testing.T) {
 		t.Errorf("the picture is another: %s, want %s", got, want)
 	}
 }
+
+// The measure of the whole product: a clone on a machine with no data comes up
+// with all of it by docker compose up, and nothing else.
+func TestWordPressComesUpInACloneWithItsData(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("the repository's directory belongs to root in the container")
+	}
+	repository := t.TempDir()
+	server := wordpress(t, repository)
+	server.Up()
+	installed(t, server)
+	answers(t, server, "/?p=1", "An article of the server")
+	want := picture(t, server)
+	server.Exec("backup", "backupd", "backup")
+	if s := server.State("db"); s.Status != "running" {
+		t.Errorf("the database is %+v after the snapshot", s)
+	}
+	server.Remove()
+
+	clone := wordpress(t, repository)
+	clone.Up()
+	answers(t, clone, "/?p=1", "An article of the server")
+	if got := picture(t, clone); got != want {
+		t.Errorf("the picture is another: %s, want %s", got, want)
+	}
+	if log := clone.Logs("backup"); strings.Contains(log, "secret") {
+		t.Errorf("a secret is in the log:\n%s", log)
+	}
+}
