@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"slices"
@@ -251,7 +252,7 @@ func (s *Service) running() *Container {
 func (p *Plan) warnOfOthers(in PlanInput) {
 	for _, c := range in.Others {
 		_, worker := c.Labels[labelWorker]
-		if worker || slices.Contains(in.Own, c.ID) || c.State != "running" || c.Labels[labelProject] == p.Project {
+		if worker || slices.Contains(in.Own, c.ID) || c.State != "running" || c.project() == p.Project {
 			continue
 		}
 		for _, v := range in.Volumes {
@@ -259,13 +260,16 @@ func (p *Plan) warnOfOthers(in PlanInput) {
 				continue
 			}
 			whose := "no project"
-			if other := c.Labels[labelProject]; other != "" {
+			if other := c.project(); other != "" {
 				whose = "project " + other
 			}
 			p.warn("container %s of %s writes to volume %s and keeps running: files may change while they are read", c.Name, whose, v)
 		}
 	}
 }
+
+// project is the Compose project or the Swarm stack that a container belongs to.
+func (c *Container) project() string { return cmp.Or(c.Labels[labelProject], c.Labels[labelStack]) }
 
 func (p *Plan) warn(format string, args ...any) {
 	p.Warnings = append(p.Warnings, fmt.Sprintf(format, args...))
