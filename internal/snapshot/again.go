@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
@@ -87,89 +88,133 @@ func (b *base) content(ctx context.Context, e *index.Entry) ([]pack.Ref, error) 
 type oldPiece struct {
 	ref  pack.Ref
 	off  int64
-	size int  // without the padding
-	same bool // the file has it still
+	size int    // without the padding
+	last bool   // the file ends with it, then and now
+	same bool   // the file has it still
+	raw  []byte // what the file has instead, if that is a piece too; with the padding
 }
 
+// compareAtOnce is how much of a large file is compared at a time, in bytes.
+const compareAtOnce = 8 << 20
+
 // again stores a large file of which the base has most: its pieces are
-// compared where they lay, several at a time, and only what differs is cut
-// anew. A cut depends on what follows the one before, and on nothing else, so that
-// the result is what cutting all of it would give.
+// compared where they lay, several at a time, and only what differs is stored
+// anew. Where the next cut is depends on what follows the last one and on nothing
+// else, so that the result is what cutting all of it would give.
 func (s *stream) again(j *slotJob, f *tree.File, h *tarstream.Header, oldSize int64, refs []pack.Ref) error {
 	old := make([]oldPiece, 0, len(refs))
 	off := int64(0)
-	for _, ref := range refs {
+	for i, ref := range refs {
 		if off >= h.Size {
 			break
 		}
-		p := oldPiece{ref: ref, off: off, size: int(min(int64(ref.Raw), oldSize-off))}
+		old = append(old, oldPiece{
+			ref: ref, off: off, size: int(min(int64(ref.Raw), oldSize-off)),
+			last: i == len(refs)-1 && h.Size == oldSize,
+		})
 		off += int64(ref.Raw)
-		old = append(old, p)
 	}
-	if err := s.compare(f, old, h.Size == oldSize); err != nil {
-		return err
+	// Where the file ends now, no piece has to end.
+	if n := len(old) - 1; n >= 0 && !old[n].last {
+		old = old[:n]
 	}
+	compared := 0
 	for i := 0; i < len(old); {
-		if p := &old[i]; p.same {
+		if i >= compared {
+			compared = i
+			for n := 0; compared < len(old) && n < compareAtOnce; compared++ {
+				n += old[compared].size
+			}
+			if err := s.compare(f, old[i:compared]); err != nil {
+				return err
+			}
+		}
+		p := &old[i]
+		switch {
+		case p.same:
+			s.v.frames.reuse()
 			j.mu.Lock()
 			j.frames = append(j.frames, p.ref)
 			j.mu.Unlock()
-			s.v.frames.reuse()
-			s.v.read(p.size)
-			i++
-			continue
-		}
-		pos := old[i].off
-		r := newExtentReader(f, h, s.v.read)
-		r.pos = pos
-		s.cut.reset(r)
-		for more := true; more; {
-			var n int
-			var err error
-			if n, more, err = s.cutNext(j, h.DataSize); err != nil {
+		case p.raw != nil:
+			s.own(p.raw, s.piece(j))
+			p.raw = nil
+		default:
+			at, more, err := s.recut(j, f, h, old, i)
+			if err != nil || !more {
 				return err
 			}
-			pos += int64(n)
-			for i < len(old) && old[i].off < pos {
-				i++
-			}
-			if more && i < len(old) && old[i].off == pos && old[i].same {
-				break
-			}
-			if !more {
-				return nil // the file ended here, whatever the base has
-			}
+			i = at
+			continue
 		}
+		s.v.read(p.size)
+		i++
 	}
-	return nil
+	if n := len(old); n > 0 && old[n-1].last {
+		return nil
+	}
+	_, _, err := s.recut(j, f, h, old, len(old))
+	return err
 }
 
-// compare notes which pieces are as they were. The last one ends where the
-// file ended: it counts only if that is still so.
-func (s *stream) compare(f *tree.File, old []oldPiece, sameSize bool) error {
+// recut cuts a file anew from where piece i began, up to where another one
+// began, and says which; or up to its end: then there is no more.
+func (s *stream) recut(j *slotJob, f *tree.File, h *tarstream.Header, old []oldPiece, i int) (at int, more bool, err error) {
+	pos := int64(0)
+	switch {
+	case i < len(old):
+		pos = old[i].off
+	case i > 0:
+		pos = old[i-1].off + int64(old[i-1].size)
+	}
+	r := newExtentReader(f, h, s.v.read)
+	r.pos = pos
+	s.cut.reset(r)
+	for {
+		n, more, err := s.cutNext(j, h.DataSize)
+		if err != nil || !more {
+			return 0, false, err
+		}
+		pos += int64(n)
+		for i < len(old) && old[i].off < pos {
+			i++
+		}
+		if i < len(old) && old[i].off == pos {
+			return i, true, nil
+		}
+	}
+}
+
+// compare looks what became of pieces.
+func (s *stream) compare(f *tree.File, old []oldPiece) error {
 	g, ctx := errgroup.WithContext(s.ctx)
 	var next atomic.Int64
 	for range s.v.encoders {
 		g.Go(func() error {
-			buf := make([]byte, 0, chunkMax+len(zeros))
+			var buf []byte
 			for ctx.Err() == nil {
 				i := int(next.Add(1)) - 1
 				if i >= len(old) {
 					return nil
 				}
 				p := &old[i]
-				if i == len(old)-1 && !sameSize || int(p.ref.Raw) > cap(buf) {
-					continue
+				if cap(buf) < int(p.ref.Raw) {
+					buf = make([]byte, 0, chunkMax+len(zeros))
 				}
-				n, err := f.ReadAt(buf[:p.size], p.off)
-				if err != nil || n < p.size {
-					continue // whoever reads it again will say so
+				if n, err := f.ReadAt(buf[:p.size], p.off); err != nil || n < p.size || int(p.ref.Raw)-n > len(zeros) {
+					continue // whoever cuts it anew will say so
 				}
-				raw := append(buf[:n], zeros[:int(p.ref.Raw)-n]...)
+				raw := append(buf[:p.size], zeros[:int(p.ref.Raw)-p.size]...)
 				if want := s.v.frames.noted(p.ref.ID); want != (print{}) {
 					p.same = s.v.printer.print(raw) == want
 				} else {
 					p.same = pack.Sum(raw) == p.ref.ID
+				}
+				if p.same {
+					continue
+				}
+				if cut := firstCut(raw[:p.size]); cut == p.size || cut == 0 && p.last {
+					p.raw = bytes.Clone(raw)
 				}
 			}
 			return context.Cause(ctx)

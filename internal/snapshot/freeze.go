@@ -70,9 +70,8 @@ func (f *frozen) told(s *Summary) error {
 	return nil
 }
 
-// maxHeld bounds what is read while the services are frozen and dealt with
-// afterwards, in bytes. What is beyond it is dealt with, and uploaded, at once.
-const maxHeld = 64 << 20
+// defaultHold is BackupOptions.HoldBytes where that is 0.
+const defaultHold = 48 << 20
 
 // hold says what is put off until the services run again.
 type hold struct {
@@ -94,10 +93,10 @@ func (h *hold) keep(n int) bool {
 	return h.on
 }
 
-// begin puts off from now on.
-func (h *hold) begin() {
+// begin puts off from now on, up to that many bytes.
+func (h *hold) begin(most int64) {
 	h.mu.Lock()
-	h.on, h.left = true, maxHeld
+	h.on, h.left = true, most
 	h.mu.Unlock()
 }
 
@@ -226,7 +225,7 @@ func (b *backupRun) freeze(ctx context.Context, jobs []*volumeJob) (err error) {
 	if err := b.o.Freeze.Freeze(ctx); err != nil {
 		return fmt.Errorf("%w: %w", ErrFreeze, err)
 	}
-	f.hold.begin()
+	f.hold.begin(cmp.Or(b.o.HoldBytes, defaultHold))
 	return each(jobs, func(j *volumeJob) error {
 		j.perform()
 		if err := j.gather(ctx); err != nil {
@@ -237,7 +236,7 @@ func (b *backupRun) freeze(ctx context.Context, jobs []*volumeJob) (err error) {
 }
 
 // maxResting bounds the memory of packs that wait for the end of the freeze, in bytes.
-const maxResting = 64 << 20
+const maxResting = 48 << 20
 
 // restIfLarge uploads what was stored, where it takes much memory.
 func restIfLarge(jobs []*volumeJob) error {

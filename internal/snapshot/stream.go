@@ -119,6 +119,16 @@ func (s *stream) encode(raw *[]byte, work func(raw []byte) error) {
 	})
 }
 
+// own is encode of bytes that nobody uses further.
+func (s *stream) own(raw []byte, work func(raw []byte) error) {
+	if s.v.hold.keep(len(raw)) {
+		s.held = append(s.held, func() error { return work(raw) })
+		return
+	}
+	s.unhold()
+	s.g.Go(func() error { return work(raw) })
+}
+
 // unhold does what was put off.
 func (s *stream) unhold() {
 	for i, work := range s.held {
@@ -286,18 +296,19 @@ func (s *stream) cutNext(j *slotJob, size func() int64) (n int, more bool, err e
 	if !more {
 		*buf = append(*buf, zeros[:tarstream.Padding(size())]...)
 	}
-	s.chunk(j, buf)
+	s.encode(buf, s.piece(j))
 	return n, more, nil
 }
 
-// chunk hands a piece of a large file to an encoder.
-func (s *stream) chunk(j *slotJob, raw *[]byte) {
+// piece makes room for the next piece of a large file, and returns what an
+// encoder does with it.
+func (s *stream) piece(j *slotJob) func(raw []byte) error {
 	j.mu.Lock()
 	i := len(j.frames)
 	j.frames = append(j.frames, pack.Ref{})
 	j.mu.Unlock()
 	j.pending.Add(1)
-	s.encode(raw, func(raw []byte) error {
+	return func(raw []byte) error {
 		defer j.release()
 		ref, err := s.v.frames.store(raw)
 		if err == nil && s.v.printer != nil {
@@ -307,7 +318,7 @@ func (s *stream) chunk(j *slotJob, raw *[]byte) {
 		j.frames[i] = ref
 		j.mu.Unlock()
 		return err
-	})
+	}
 }
 
 // drain writes the table's lines of slots that are complete, in their order;
