@@ -242,7 +242,16 @@ func TestAProxyThatForbidsIsToldApartAndNothingIsTouched(t *testing.T) {
 		if err := q.Pre(t.Context()); !errors.Is(err, ErrMayNot) || !Demanded(err) {
 			t.Errorf("pre: %v", err)
 		}
-		_, err := e.OpenDump(t.Context(), DumpOf{"hooked", Container{ID: c}, Dump{Command: "echo x"}})
+		// The default alone would be left out, but a hook is asked for.
+		_, reading := s.proxy(get)
+		q = reading.Quiescer(QuiesceOptions{Project: s.project, Volumes: []string{data}, StateDir: s.state, Run: "r"})
+		p, err := q.Plan(t.Context())
+		s.must(err)
+		p.Steps = slices.DeleteFunc(p.Steps, func(s Step) bool { return s.Asked })
+		if err := q.Check(t.Context(), p); !Demanded(err) || !strings.Contains(err.Error(), "run hooks") {
+			t.Errorf("check: %v", err)
+		}
+		_, err = e.OpenDump(t.Context(), DumpOf{"hooked", Container{ID: c}, Dump{Command: "echo x"}})
 		if !errors.Is(err, ErrMayNot) || !Demanded(err) {
 			t.Errorf("dump: %v", err)
 		}
@@ -282,7 +291,7 @@ func TestHooksRunAroundTheFreezeInTheOrderOfTheServices(t *testing.T) {
 func TestAPreHookThatFailsIsAnErrorWithItsLastWordsAndPostRunsAllTheSame(t *testing.T) {
 	s := newStage(t)
 	c := s.add(part{service: "app", labels: map[string]string{
-		"backupd.pre": "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo line $i; done; echo oh no >&2; exit 7", "backupd.post": "touch /tmp/post",
+		"backupd.pre": "exec >&2; for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo line $i; done; echo oh no; exit 7", "backupd.post": "touch /tmp/post",
 	}})
 	q := s.quiescer()
 	err := q.Pre(t.Context())

@@ -74,12 +74,17 @@ func (q *Quiescer) Plan(ctx context.Context) (*Plan, error) {
 }
 
 // Check says before anything is done whether the engine would allow the plan: an
-// error that is ErrMayNot if not.
+// error that is ErrMayNot if not. If that is not Demanded, the hooks are allowed,
+// and only Freeze is not.
 func (q *Quiescer) Check(ctx context.Context, p *Plan) error {
-	if err := q.mayFreeze(ctx, p.Steps); err != nil {
+	err := q.mayFreeze(ctx, p.Steps)
+	if err != nil && (Demanded(err) || !errors.Is(err, ErrMayNot)) {
 		return err
 	}
-	return q.mayHook(ctx, p)
+	if herr := q.mayHook(ctx, p); herr != nil {
+		return herr
+	}
+	return err
 }
 
 // Warnings are what was found that did not stop anything, in the order it was met.
