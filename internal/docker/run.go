@@ -280,7 +280,7 @@ func (e *Engine) attached(ctx context.Context, id string, o RunOptions, networks
 		if err != nil {
 			return 0, err
 		}
-		if err := e.api.CopyToContainer(ctx, id, "/", archive, container.CopyToContainerOptions{CopyUIDGID: true}); err != nil {
+		if err := e.api.CopyToContainer(ctx, id, "/", archive, container.CopyToContainerOptions{}); err != nil {
 			return 0, fmt.Errorf("copy secrets and configs: %w", err)
 		}
 	}
