@@ -72,7 +72,7 @@ type PlanInput struct {
 // One that only reads needs nothing. A label decides otherwise, also for
 // services that mount nothing.
 func NewPlan(in PlanInput) (*Plan, error) {
-	policies, err := Policies(in.Stack)
+	policies, err := Policies(in.Stack, in.Own)
 	if err != nil {
 		return nil, err
 	}
@@ -122,10 +122,13 @@ func heights(services []Service) map[string]int {
 	return out
 }
 
-// owned says whether a service is backupd's own: also its other replicas and
-// what is left over from `compose run`.
+// owned says whether a service runs backupd: by the ids that are known, which
+// stand for its other replicas and for what is left over from `compose run`, too,
+// or by its image or label. An agent that is not this one may seed or back up right now.
 func (s *Service) owned(own []string) bool {
-	return slices.ContainsFunc(s.Containers, func(c Container) bool { return slices.Contains(own, c.ID) })
+	return slices.ContainsFunc(s.Containers, func(c Container) bool {
+		return slices.Contains(own, c.ID) || c.Labels[labelTitle] == "backupd" || strings.EqualFold(c.Labels[labelAgent], "true")
+	})
 }
 
 // writes says whether a service can write to any of the volumes.
