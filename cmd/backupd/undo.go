@@ -48,8 +48,8 @@ func (k *keeper) keep(ctx context.Context, u snapshot.UndoRequest) error {
 		return err
 	}
 	var free syscall.Statfs_t
-	if err := syscall.Statfs(k.next, &free); err == nil && int64(free.Bavail)*free.Bsize < u.Bytes {
-		return fmt.Errorf("%s would have to be kept, and %s has %s left; free space, or name another with --state-dir", size(u.Bytes), k.next, size(int64(free.Bavail)*free.Bsize))
+	if err := syscall.Statfs(k.next, &free); err == nil && int64(free.Bavail)*int64(free.Bsize) < u.Bytes {
+		return fmt.Errorf("%s would have to be kept, and %s has %s left; free space, or name another with --state-dir", size(u.Bytes), k.next, size(int64(free.Bavail)*int64(free.Bsize)))
 	}
 	st, err := directory.Open(k.next)
 	if err != nil {

@@ -34,19 +34,19 @@ func newCache(dir, repository string) *cache {
 
 func (c *cache) path(key string) string { return filepath.Join(c.dir, filepath.FromSlash(key)) }
 
-// put keeps a copy of an object. A full or read-only disk is no error: the
-// cache is only ever a copy.
-func (c *cache) put(key string, data []byte) {
+// put keeps a copy of an object, and says whether it did. A full or read-only
+// disk is no error: the cache is only ever a copy.
+func (c *cache) put(key string, data []byte) bool {
 	if c.dir == "" {
-		return
+		return false
 	}
 	path := c.path(key)
 	if os.MkdirAll(filepath.Dir(path), 0o700) != nil {
-		return
+		return false
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-")
 	if err != nil {
-		return
+		return false
 	}
 	_, err = f.Write(data)
 	if cerr := f.Close(); err == nil {
@@ -58,6 +58,7 @@ func (c *cache) put(key string, data []byte) {
 	if err != nil {
 		os.Remove(f.Name())
 	}
+	return err == nil
 }
 
 // get returns a kept object of that size, or nil.
@@ -197,6 +198,7 @@ type pages struct {
 
 	mu    sync.Mutex
 	sizes map[pack.Name]uint32 // of the index packs that the manifest names
+	kept  map[pack.Name][]byte // packs that are nowhere else at hand
 }
 
 func (r *Repository) pages(stack string, v *Volume) *pages {
@@ -219,6 +221,16 @@ func (p *pages) know(ranges []PackRange) {
 	}
 }
 
+// keep keeps an index pack in memory.
+func (p *pages) keep(n pack.Name, data []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.kept == nil {
+		p.kept = map[pack.Name][]byte{}
+	}
+	p.kept[n] = data
+}
+
 // ReadPage returns a page, decoded and checked.
 func (p *pages) ReadPage(ctx context.Context, ref pack.Ref) ([]byte, error) {
 	raw, err := p.read(ctx, ref)
@@ -231,9 +243,13 @@ func (p *pages) ReadPage(ctx context.Context, ref pack.Ref) ([]byte, error) {
 func (p *pages) read(ctx context.Context, ref pack.Ref) ([]byte, error) {
 	p.mu.Lock()
 	size, known := p.sizes[ref.Pack]
+	kept := p.kept[ref.Pack]
 	p.mu.Unlock()
 	if !known || uint64(ref.Off)+uint64(ref.Len) > uint64(size) {
 		return nil, fmt.Errorf("%w: page %.12s lies outside the index packs of its manifest", ErrDamaged, ref.ID)
+	}
+	if kept != nil {
+		return pack.Decode(nil, kept[ref.Off:][:ref.Len], ref)
 	}
 	key := indexKey(p.stack, p.volume, ref.Pack)
 	if stored := make([]byte, ref.Len); p.cache.readAt(key, stored, int64(ref.Off)) {

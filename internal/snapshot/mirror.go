@@ -65,11 +65,7 @@ func (t *tee) put(ctx context.Context, key string, data []byte, cached bool) {
 		// connection that was given up may still be sending from it.
 		data = slices.Clone(data)
 	}
-	err := t.w.Put(ctx, key, data)
-	if err == nil {
-		err = t.intent.renew(ctx)
-	}
-	if err != nil {
+	if err := t.intent.put(ctx, key, data); err != nil {
 		t.fail(err)
 	}
 }
@@ -83,27 +79,40 @@ func (b *backupRun) put(ctx context.Context, key string, data []byte, cached boo
 	if cached {
 		b.r.cache.put(key, data)
 	}
-	err := b.w.Put(ctx, key, data)
+	err := b.intent.put(ctx, key, data)
 	wg.Wait()
 	if err != nil {
-		return fmt.Errorf("write to %s: %w", b.r.Location(), err)
+		return &placeError{fmt.Errorf("write to %s: %w", b.r.Location(), err)}
 	}
-	return b.intent.renew(ctx)
+	return nil
 }
 
+// placeError is the failure of a place, which another one may not have.
+type placeError struct{ err error }
+
+func (e *placeError) Error() string { return e.err.Error() }
+func (e *placeError) Unwrap() error { return e.err }
+
 // openTees announces the run in the other places.
-func (b *backupRun) openTees(ctx context.Context, places []Place) {
-	for _, p := range places {
-		t := &tee{place: p}
+func (b *backupRun) openTees(ctx context.Context, tees []*tee) {
+	for _, t := range tees {
 		var err error
-		if t.w, err = p.Repo.writer(p.Store); err == nil {
-			t.intent = &intents{r: p.Repo, w: t.w, stack: b.o.Stack, run: b.run}
-			err = t.intent.renew(ctx)
+		if t.w, err = t.place.Repo.writer(t.place.Store); err == nil {
+			t.intent = &intents{r: t.place.Repo, w: t.w, stack: b.o.Stack, run: b.run}
+			err = t.intent.begin(ctx)
 		}
 		if err != nil {
 			t.fail(err)
 		}
 		b.tees = append(b.tees, t)
+	}
+}
+
+// copied takes back the intents of a place whose packs are in a snapshot now.
+func (t *tee) copied(ctx context.Context) {
+	if t.intent != nil {
+		t.intent.succeeded()
+		t.intent.end(ctx)
 	}
 }
 
@@ -118,7 +127,7 @@ func (b *backupRun) closeTees(ctx context.Context) {
 // BackupAll takes one snapshot into several places: the volumes are read and
 // compressed once. A place that fails does not stop the others; what it misses
 // is copied into it at the end, or by the next run. The error is of a backup
-// that succeeded nowhere. The summary is that of the first place in which it did.
+// that succeeded nowhere, or a ThawError. The summary is that of the first place in which it did.
 func BackupAll(ctx context.Context, places []Place, o BackupOptions) (*Summary, []PlaceResult, error) {
 	places = leadersFirst(ctx, places, o.Stack)
 	results := make([]PlaceResult, len(places))
@@ -126,14 +135,20 @@ func BackupAll(ctx context.Context, places []Place, o BackupOptions) (*Summary, 
 		results[i].Target = p.Repo.Location()
 	}
 	var errs []error
+	froze := &countedFreezer{Freezer: o.Freeze}
+	if o.Freeze != nil {
+		o.Freeze = froze
+	}
 	for i, p := range places {
-		others := slices.Clone(places[i+1:])
-		sum, m, err := p.Repo.backup(ctx, p.Store, o, others)
-		if err != nil {
-			// Nothing that is wrong with the volumes is better elsewhere.
+		others := make([]*tee, len(places))
+		for k := i + 1; k < len(places); k++ {
+			others[k] = &tee{place: places[k]}
+		}
+		sum, m, err := p.Repo.backup(ctx, p.Store, o, others[i+1:])
+		if sum == nil {
 			results[i].Err = err
 			errs = append(errs, err)
-			if ctx.Err() != nil || errors.Is(err, ErrUsage) || errors.Is(err, ErrNoVolume) {
+			if ctx.Err() != nil || !mayPass(err, froze.n > 0) {
 				break
 			}
 			continue
@@ -143,11 +158,38 @@ func BackupAll(ctx context.Context, places []Place, o BackupOptions) (*Summary, 
 			if k == i || results[k].Err != nil {
 				continue
 			}
-			catchUp(ctx, p, places[k], m, o, &results[k])
+			if catchUp(ctx, p, places[k], m, o, &results[k]) && others[k] != nil {
+				others[k].copied(ctx)
+			}
 		}
-		return sum, results, nil
+		return sum, results, err
 	}
 	return nil, results, errors.Join(errs...)
+}
+
+// countedFreezer counts how often the services were frozen.
+type countedFreezer struct {
+	Freezer
+	n int
+}
+
+func (f *countedFreezer) Freeze(ctx context.Context) error {
+	f.n++
+	return f.Freezer.Freeze(ctx)
+}
+
+// mayPass says whether another place may do better. Nothing that is wrong with
+// the volumes or the services is better elsewhere; and services that were frozen
+// already are frozen again only where the place itself failed.
+func mayPass(err error, frozen bool) bool {
+	for _, final := range []error{ErrUsage, ErrNoVolume, ErrFreeze, ErrDump} {
+		if errors.Is(err, final) {
+			return false
+		}
+	}
+	var thaw *ThawError
+	var place *placeError
+	return !errors.As(err, &thaw) && (!frozen || errors.As(err, &place))
 }
 
 // leadersFirst sorts places by how new their newest snapshot is: the first
@@ -171,8 +213,9 @@ func leadersFirst(ctx context.Context, places []Place, stack string) []Place {
 
 // catchUp brings a place to where another one is: the snapshots of the stack
 // that it lacks are copied, the oldest first. An agent cannot read what it
-// would have to copy; it reads the volumes again.
-func catchUp(ctx context.Context, from, to Place, m *Manifest, o BackupOptions, out *PlaceResult) {
+// would have to copy; it reads the volumes again. So it goes where a prune is
+// removing what a copy would need. It says whether m was copied.
+func catchUp(ctx context.Context, from, to Place, m *Manifest, o BackupOptions, out *PlaceResult) bool {
 	err := func() error {
 		behind, err := from.Repo.missingFrom(ctx, to.Repo, m)
 		if err != nil {
@@ -190,19 +233,21 @@ func catchUp(ctx context.Context, from, to Place, m *Manifest, o BackupOptions, 
 		}
 		return nil
 	}()
-	if errors.Is(err, sealed.ErrNoIdentity) {
+	copied := err == nil
+	if errors.Is(err, sealed.ErrNoIdentity) || errors.Is(err, ErrCondemned) {
 		var sum *Summary
-		if sum, _, err = to.Repo.backup(ctx, to.Store, o, nil); err == nil {
+		if sum, _, err = to.Repo.backup(ctx, to.Store, o, nil); sum != nil {
 			out.ID = sum.ID
 		}
 	}
 	out.Err = err
+	return copied
 }
 
 // missingFrom returns the snapshots of m's stack, m the last, that came after
 // the newest one that both repositories have. Earlier ones that cannot be read are left out.
 func (r *Repository) missingFrom(ctx context.Context, to *Repository, m *Manifest) ([]*Manifest, error) {
-	there, err := to.List(ctx, m.Stack)
+	there, err := to.ListAll(ctx, m.Stack) // what was forgotten there is not copied back
 	if err != nil {
 		return nil, err
 	}
@@ -221,7 +266,7 @@ func (r *Repository) missingFrom(ctx context.Context, to *Repository, m *Manifes
 	}
 	for i := len(here) - 1; i >= 0 && len(known) > 0; i-- {
 		f := &here[i]
-		if f.Sequence >= m.Sequence {
+		if f.Sequence >= m.Sequence || f.Forgotten {
 			continue
 		}
 		if err := f.read(ctx, r); err != nil {
