@@ -21,15 +21,16 @@ import (
 // app is what the commands share: the common flags and where to print.
 type app struct {
 	stdout, stderr io.Writer
+	argv           []string // the command line, without the program's name
 	targets        []string
 	stack          string
 	origin         string
 	stateDir       string
 	secrets        secrets
 	target         targetFlags
-	config         configFlags
 	surroundings   surroundings
 	worker         *worker.Agent // who is told, in a worker; else nil
+	config         configFlags
 	json, quiet    bool
 	started        bool   // a command's own work began: errors are no usage errors any more
 	interrupted    string // what an interrupt leaves, where the common sentence is wrong

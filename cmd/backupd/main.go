@@ -130,8 +130,8 @@ with the restore.sh that lies in it.
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress, no notices; errors and results only")
 	root.AddCommand(
 		a.backupCommand(), a.restoreCommand(), a.snapshotsCommand(), a.showCommand(), a.lsCommand(),
-		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.initCommand(), a.keyCommand(), a.versionCommand(),
-		a.seedCommand(), a.healthCommand(), a.runsCommand(), a.configCommand(), a.workerCommand(), a.targetsTopic(),
+		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.initCommand(), a.keyCommand(), a.configCommand(), a.versionCommand(),
+		a.serveCommand(), a.seedCommand(), a.healthCommand(), a.runsCommand(), a.workerCommand(), a.targetsTopic(),
 	)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", snapshot.ErrUsage, err) })
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.configure(cmd) }

@@ -19,6 +19,7 @@ type restoreFlags struct {
 	noUndo    bool
 	noOwner   bool
 	undoLimit int64 // MiB
+	project   projectFlags
 }
 
 func (a *app) restoreCommand() *cobra.Command {
@@ -33,6 +34,10 @@ A volume that holds data is left alone unless --force is given. Then what
 differs from the snapshot is changed, what the snapshot does not have is
 removed, and all that goes is kept first in the state directory:
 "backupd restore --undo --volume NAME=PATH" brings it back.
+
+On a host, in the directory of a Compose project, and without --volume, it runs
+in the project's backup service: missing volumes are made as Compose would make
+them, and filled.
 ` + exitHelp,
 		Example: `  backupd restore --target /backups --stack shop --volume db=/volumes/db
   backupd restore 4f2a --target /backups --volume uploads=/volumes/uploads --force --include 'images/**'
@@ -47,9 +52,17 @@ removed, and all that goes is kept first in the state directory:
 	fl.BoolVar(&f.noUndo, "no-undo", false, "do not keep what is there")
 	fl.BoolVar(&f.noOwner, "no-owner", false, "let all files belong to the user who restores")
 	fl.Int64Var(&f.undoLimit, "undo-limit", 10240, "most that may be kept for an undo, in MiB")
+	f.project.flags(fl)
 	cmd.MarkFlagsMutuallyExclusive("undo", "no-undo")
 	cmd.RunE = a.runs(func(ctx context.Context, args []string) error {
 		a.interrupted = "interrupted; a volume that bears the file .backupd-incomplete is not complete: run the restore again, or with --undo"
+		through, err := f.project.throughCompose(ctx, cmd, f.volumes)
+		if err != nil {
+			return err
+		}
+		if through {
+			return a.runThroughCompose(ctx, &f.project)
+		}
 		name := ""
 		if len(args) > 0 {
 			name = args[0]

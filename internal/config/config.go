@@ -38,10 +38,12 @@ type Config struct {
 	Policies      []Policy // at least one
 	Notify        []Secret
 	NotifyOn      []string
-	Ping          Secret
-	Listen        string // host:port, or empty for none
-	LogFormat     string // auto, text or json
-	LogLevel      slog.Level
+	// NotifyTemplate is a text/template; empty for none.
+	NotifyTemplate string
+	Ping           Secret
+	Listen         string // host:port, or empty for none
+	LogFormat      string // auto, text or json
+	LogLevel       slog.Level
 
 	file, label map[string][]string
 	effective   []Value
@@ -216,6 +218,7 @@ func (r *resolver) resolve() (*Config, error) {
 	c.Worker.CPUs, _ = parseNumber(r.one("worker-cpus", ""))
 	c.Worker.Memory, _ = parseSize(r.one("worker-memory", ""))
 	c.NotifyOn = r.many("notify-on", "")
+	c.NotifyTemplate = r.one("notify-template", "")
 	c.LogFormat = r.one("log-format", "")
 	_ = c.LogLevel.UnmarshalText([]byte(r.one("log-level", ""))) // checked as one of the four
 	if c.Listen = r.one("listen", ""); c.Listen == "off" {

@@ -54,7 +54,7 @@ func TestNothingSaidIsOnePolicyThatNeverRuns(t *testing.T) {
 	if len(c.Policies) != 1 || c.Policies[0].Name != "default" || !c.Policies[0].Schedule.Never() || !c.Policies[0].Drill.Never() {
 		t.Errorf("%+v", c.Policies)
 	}
-	if c.Seed != "auto" || c.SeedFrom != "latest" || c.Volumes != "mounted" || c.Listen != "127.0.0.1:9180" || c.Policies[0].MaxShrink != 0.5 ||
+	if c.Seed != "auto" || c.SeedFrom != "latest" || c.Volumes != "mounted" || c.Listen != "" || c.Policies[0].MaxShrink != 0.5 ||
 		c.LogLevel != slog.LevelInfo || !slices.Equal(c.NotifyOn, []string{"failure", "warning", "recovery"}) {
 		t.Errorf("%+v", c)
 	}

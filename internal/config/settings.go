@@ -74,8 +74,9 @@ var settings = []Setting{
 
 	{Name: "notify", kind: words, secret: true, Help: "URLs to tell, as shoutrrr has them", Example: "ntfy://ntfy.sh/topic"},
 	{Name: "notify-on", kind: enums, values: []string{"failure", "warning", "recovery", "success"}, Default: "failure,warning,recovery", Help: "what to tell", Example: "failure,recovery"},
+	{Name: "notify-template", Help: "a Go template for the text of messages, over Level, Title, Text, Stack and Run", Example: "{{.Level}}: {{.Text}}"},
 	{Name: "ping", secret: true, Help: "URL to ping at start, success and failure, as healthchecks.io has it", Example: "https://hc-ping.com/UUID"},
-	{Name: "listen", kind: address, Default: "127.0.0.1:9180", Help: "address of /metrics, /healthz and /readyz, or off", Example: "0.0.0.0:9180", restart: true},
+	{Name: "listen", kind: address, Default: "off", Help: "address of /metrics, /healthz and /readyz, or off", Example: "0.0.0.0:9180", restart: true},
 	{Name: "log-format", kind: enum, values: []string{"auto", "text", "json"}, Default: "auto", Help: "auto is text on a terminal and JSON elsewhere", Example: "json", restart: true},
 	{Name: "log-level", kind: enum, values: []string{"debug", "info", "warn", "error"}, Default: "info", Help: "the least that is logged", Example: "debug"},
 }

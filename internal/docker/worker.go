@@ -118,9 +118,11 @@ func workerConfig(o WorkerOptions) (*container.Config, *container.HostConfig, er
 		if !path.IsAbs(at) || (m.Volume == "") == (m.Path == "") {
 			return nil, nil, fmt.Errorf("run a worker: %q: a mount needs a volume or a path, and a place", m.At)
 		}
-		own := mount.Mount{Type: mount.TypeVolume, Source: m.Volume, Target: at, ReadOnly: m.ReadOnly,
+		own := mount.Mount{
+			Type: mount.TypeVolume, Source: m.Volume, Target: at, ReadOnly: m.ReadOnly,
 			// An empty volume stays empty whatever the image has there.
-			VolumeOptions: &mount.VolumeOptions{NoCopy: true}}
+			VolumeOptions: &mount.VolumeOptions{NoCopy: true},
+		}
 		if m.Path != "" {
 			own.Type, own.Source, own.VolumeOptions = mount.TypeBind, m.Path, nil
 		}

@@ -141,7 +141,6 @@ func (v *Volume) Section(s index.Section) *index.Tree {
 	return &v.Absent
 }
 
-
 // trailer is a manifest's last line.
 type trailer struct {
 	SHA256 string `json:"sha256"`

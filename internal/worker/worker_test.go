@@ -105,10 +105,13 @@ func TestAFreezeThatFailedIsTheWorkersError(t *testing.T) {
 
 func TestServicesAreThawedWhateverBecomesOfTheWorker(t *testing.T) {
 	for name, end := range map[string]func(ctx context.Context, a *Agent, conn net.Conn) (any, error){
-		"forgets":  func(context.Context, *Agent, net.Conn) (any, error) { return 1, nil },
-		"fails":    func(context.Context, *Agent, net.Conn) (any, error) { return nil, errors.New("no") },
-		"is gone":  func(_ context.Context, _ *Agent, c net.Conn) (any, error) { c.Close(); return nil, nil },
-		"babbles":  func(_ context.Context, _ *Agent, c net.Conn) (any, error) { io.WriteString(c, "panic: no\n"); return nil, nil },
+		"forgets": func(context.Context, *Agent, net.Conn) (any, error) { return 1, nil },
+		"fails":   func(context.Context, *Agent, net.Conn) (any, error) { return nil, errors.New("no") },
+		"is gone": func(_ context.Context, _ *Agent, c net.Conn) (any, error) { c.Close(); return nil, nil },
+		"babbles": func(_ context.Context, _ *Agent, c net.Conn) (any, error) {
+			io.WriteString(c, "panic: no\n")
+			return nil, nil
+		},
 		"is asked": func(ctx context.Context, a *Agent, _ net.Conn) (any, error) { return nil, a.Thaw(ctx) },
 	} {
 		t.Run(name, func(t *testing.T) {
