@@ -9,6 +9,7 @@ package runs
 
 import (
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -64,14 +65,27 @@ type Run struct {
 	Freed   int64 `json:"freed,omitempty"`
 }
 
-// MaxWarnings bounds the warnings of a record.
-const MaxWarnings = 20
+// MaxWarnings bounds the warnings of a record; MaxText the bytes of each, and of
+// its error.
+const (
+	MaxWarnings = 20
+	MaxText     = 8 << 10
+)
+
+// Clip shortens a text to MaxText.
+func Clip(text string) string {
+	if len(text) <= MaxText {
+		return text
+	}
+	return strings.ToValidUTF8(text[:MaxText], "") + " ..."
+}
 
 // Took is how long the run lasted.
 func (r *Run) Took() time.Duration { return r.Finished.Sub(r.Started) }
 
 // Warn adds a warning, unless there are many already.
 func (r *Run) Warn(text string) {
+	text = Clip(text)
 	if len(r.Warnings) < MaxWarnings && !slices.Contains(r.Warnings, text) {
 		r.Warnings = append(r.Warnings, text)
 	}
