@@ -70,6 +70,9 @@ type Agent struct {
 	// Project is the Compose project that the agent serves; empty where it cannot be told.
 	Project string
 	History *runs.History
+
+	said *said // a pointer: agents of single stacks are copies
+	one  bool  // it is one of several stacks: of their pass as a whole the ping is asked
 }
 
 // ErrSettings is wrapped by errors about what the user asked for.
@@ -78,7 +81,7 @@ var ErrSettings = snapshot.ErrUsage
 // New finds out where the agent runs. Without an engine it goes on without; an engine
 // that is named or mounted and does not answer is an error.
 func New(ctx context.Context, s Settings) (*Agent, error) {
-	a := &Agent{Settings: s}
+	a := &Agent{Settings: s, said: &said{}}
 	if a.Log == nil {
 		a.Log = slog.New(slog.DiscardHandler)
 	}

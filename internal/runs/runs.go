@@ -59,6 +59,8 @@ type Run struct {
 	Frozen  float64  `json:"frozen_seconds,omitempty"`
 	Volumes []Volume `json:"volumes,omitempty"`
 	Targets []Target `json:"targets,omitempty"`
+	// Parts: it is a pass over several stacks, each of which has a run of its own.
+	Parts bool `json:"parts,omitempty"`
 	// Removed counts snapshots that were forgotten, or objects that were
 	// deleted; Freed is the bytes of the latter.
 	Removed int   `json:"removed,omitempty"`
