@@ -73,6 +73,9 @@ func (a *Agent) thinOne(ctx context.Context, p snapshot.Place, t Retention, r *r
 	if pruned != nil {
 		for _, s := range pruned.Stacks {
 			r.Freed += s.Freed.Bytes
+			if s.Locked.Objects > 0 && s.LockedUntil.IsZero() {
+				r.Warn(fmt.Sprintf("target %s: %d objects that nothing needs stay there, for these credentials may not delete them; run \"backupd prune\" with others", p.Repo.Location(), s.Locked.Objects))
+			}
 		}
 	}
 	return err
