@@ -99,12 +99,20 @@ func (a *app) restoreUndo(ctx context.Context, name string, f restoreFlags) erro
 	if name != "" || len(f.include) > 0 {
 		return fmt.Errorf("%w: --undo takes neither a snapshot nor --include: it brings back all that the last restore took away", snapshot.ErrUsage)
 	}
+	ag, err := a.agent(ctx)
+	if err != nil {
+		return err
+	}
+	defer ag.Close()
+	if done, err := a.restoreByWorker(ctx, ag, "", f); done || err != nil {
+		return err
+	}
 	sources, err := volumes(f.volumes)
 	if err != nil {
 		return err
 	}
 	f.force = true
-	return a.restoreAll(ctx, sources, f, func(s snapshot.Source, o snapshot.RestoreOptions) (*snapshot.RestoreStats, error) {
+	return a.restoreAll(ctx, ag, sources, f, func(s snapshot.Source, o snapshot.RestoreOptions) (*snapshot.RestoreStats, error) {
 		k := a.keeper(s, f)
 		k.swap = true
 		st, err := directory.Open(k.dir)

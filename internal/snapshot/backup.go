@@ -122,8 +122,9 @@ func (r *Repository) Backup(ctx context.Context, w store.Writer, o BackupOptions
 	return sum, err
 }
 
-// backup takes a snapshot; what it writes goes to the other places as well.
-func (r *Repository) backup(ctx context.Context, w store.Writer, o BackupOptions, others []Place) (*Summary, *Manifest, error) {
+// backup takes a snapshot; what it writes goes to the other places as well, if
+// those announce the run.
+func (r *Repository) backup(ctx context.Context, w store.Writer, o BackupOptions, others []*tee) (*Summary, *Manifest, error) {
 	w, err := r.writer(w)
 	if err != nil {
 		return nil, nil, err
@@ -179,6 +180,7 @@ func (r *Repository) backup(ctx context.Context, w store.Writer, o BackupOptions
 	if err != nil {
 		return nil, nil, b.frozen.also(&placeError{err})
 	}
+	b.intent.succeeded()
 	sum := &Summary{ID: id, Stack: o.Stack, Sequence: seq, Started: started, Finished: b.m.Finished, Volumes: b.stats}
 	return sum, b.m, b.frozen.told(sum)
 }
@@ -270,6 +272,9 @@ func (b *backupRun) chooseParent(ctx context.Context) (seq uint64, err error) {
 	b.r.cache.retainManifests(b.o.Stack, list)
 	for i := len(list) - 1; i >= 0; i-- {
 		s := &list[i]
+		if s.Forgotten {
+			continue
+		}
 		if err := s.read(ctx, b.r); err != nil {
 			return 0, err
 		}
@@ -320,7 +325,7 @@ func (b *backupRun) dropUnreadable(snapshots int) {
 // shunCondemned has what a prune is about to delete stored again.
 func (b *backupRun) shunCondemned(ctx context.Context) error {
 	condemned, err := b.r.condemned(ctx, b.o.Stack)
-	if err != nil || len(condemned) == 0 || b.parent == nil {
+	if err != nil || len(condemned) == 0 || b.parent == nil || b.r.broken.relyOnCondemned {
 		return err
 	}
 	for i := range b.parent.Volumes {
@@ -349,10 +354,10 @@ func (b *backupRun) announce(ctx context.Context) error {
 	if b.parent != nil {
 		b.intent.parent = b.parent.id
 	}
-	if err := b.intent.renew(ctx); err != nil {
+	if err := b.intent.begin(ctx); err != nil {
 		return err
 	}
-	if b.parent == nil {
+	if b.parent == nil || b.r.broken.parentUnconfirmed {
 		return nil
 	}
 	_, err := b.w.Stat(ctx, snapshotKey(b.o.Stack, b.parent.Sequence, b.parent.id))

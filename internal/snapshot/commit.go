@@ -3,6 +3,7 @@ package snapshot
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -36,6 +37,13 @@ func (r *Repository) commit(ctx context.Context, w store.Writer, m *Manifest) (s
 	withdraw := func(why error) (string, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
+		// By a record: the manifest goes on telling prune which packs are its, and
+		// another run may have it as its parent by now. An agent's record hides
+		// nothing, and not all may write one.
+		err := r.putRecord(ctx, w, m.Stack, record{Snapshot: id, Sequence: m.Sequence, Reason: "withdrawn by its writer", Withdrawn: r.keys != nil && !r.keys.CanRead()})
+		if err == nil && (r.keys == nil || r.keys.CanRead()) && r.stillInForce(ctx) == nil {
+			return "", why
+		}
 		if err := w.Delete(ctx, key); err != nil {
 			return "", fmt.Errorf("%w; the incomplete snapshot %s could not be withdrawn: %w", why, id, err)
 		}
@@ -44,27 +52,87 @@ func (r *Repository) commit(ctx context.Context, w store.Writer, m *Manifest) (s
 	if err := r.stillInForce(ctx); err != nil {
 		return withdraw(fmt.Errorf("commit the snapshot in %s: %w", r.Location(), err))
 	}
-	condemned, err := r.condemned(ctx, m.Stack)
-	if err != nil {
-		return withdraw(err)
-	}
-	for _, key := range m.objects() {
-		if condemned[r.stored(key)] {
-			return withdraw(fmt.Errorf("commit the snapshot in %s: a prune removes %s, which it needs; run the backup again", r.Location(), key))
-		}
-	}
-	missing, err := r.missing(ctx, m)
-	if err != nil {
-		return withdraw(err)
-	}
-	if len(missing) > 0 {
-		return withdraw(fmt.Errorf("commit the snapshot in %s: %s vanished or has another size than was written (%d objects in all); look after the target, then run the backup again", r.Location(), missing[0], len(missing)))
+	if err := r.stillThere(ctx, m); err != nil {
+		return withdraw(fmt.Errorf("commit the snapshot in %s: %w", r.Location(), err))
 	}
 	r.cache.put(key, data)
 	if r.keys != nil {
 		r.trust.advance(m.Stack, m.Sequence)
 	}
 	return id, nil
+}
+
+// stillThere makes sure, after the manifest was put, that all it needs is there
+// and stays. The order counts: a list is removed after the last of its objects,
+// so that what is condemned and not listed any more is missing.
+func (r *Repository) stillThere(ctx context.Context, m *Manifest) error {
+	if r.broken.packsBeforeLists {
+		if missing, err := r.missing(ctx, m); err != nil || len(missing) > 0 {
+			return fmt.Errorf("%s vanished: %w", missing, err)
+		}
+	}
+	if !r.broken.commitUnchecked {
+		if err := r.noneCondemned(ctx, m); err != nil {
+			return err
+		}
+	}
+	if r.broken.packsBeforeLists {
+		return nil
+	}
+	missing, err := r.missing(ctx, m)
+	if err != nil {
+		return err
+	}
+	if missing, err = r.reallyMissing(ctx, m, missing); err != nil {
+		return err
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%s vanished or has another size than was written (%d objects in all); look after the target, then run the backup again", missing[0], len(missing))
+	}
+	if m.Parent == "" || r.now().Sub(m.Started) < intentLife/2 {
+		return nil
+	}
+	// A run that lasted longer than its intents may have outlived its parent.
+	for info, err := range r.store.List(ctx, snapshotsPrefix(m.Stack)) {
+		if err != nil {
+			return err
+		}
+		if _, _, id, ok := splitSnapshotKey(info.Key); ok && id == m.Parent {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: its parent, snapshot %.8s, is gone; run the backup again", ErrCondemned, m.Parent)
+}
+
+// reallyMissing looks for each of the objects that a listing lacked: there are
+// services whose listings lag behind.
+func (r *Repository) reallyMissing(ctx context.Context, m *Manifest, keys []string) ([]string, error) {
+	sizes := m.sizes()
+	for i, key := range keys {
+		info, err := r.store.Stat(ctx, key)
+		if err == nil && info.Size == sizes[key] {
+			continue
+		}
+		if err != nil && !errors.Is(err, store.ErrNotExist) {
+			return nil, err
+		}
+		return keys[i:], nil // one is enough
+	}
+	return nil, nil
+}
+
+// noneCondemned makes sure that no prune is removing what a snapshot needs.
+func (r *Repository) noneCondemned(ctx context.Context, m *Manifest) error {
+	condemned, err := r.condemned(ctx, m.Stack)
+	if err != nil {
+		return err
+	}
+	for _, key := range m.objects() {
+		if condemned[r.stored(key)] {
+			return fmt.Errorf("%w: %s; run it again", ErrCondemned, key)
+		}
+	}
+	return nil
 }
 
 // stored is the key that an object really has on the target.
@@ -83,6 +151,9 @@ func (r *Repository) condemned(ctx context.Context, stack string) (map[string]bo
 			return nil, fmt.Errorf("list what is condemned in %s: %w", r.Location(), err)
 		}
 		data, err := r.store.Get(ctx, info.Key, 0, info.Size)
+		if errors.Is(err, store.ErrNotExist) {
+			continue // removed since it was listed: all in it is gone
+		}
 		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", info.Key, err)
 		}

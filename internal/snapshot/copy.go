@@ -52,11 +52,17 @@ func (r *Repository) copyTo(ctx context.Context, to *Repository, w store.Writer,
 		return nil, err
 	}
 	out := &Copied{Source: m.id, Stack: m.Stack, Sequence: 1}
-	parent := ""
+	parent, parentKey := "", ""
 	for i := len(list) - 1; i >= 0; i-- {
 		there := &list[i]
 		if i == len(list)-1 {
-			out.Sequence, parent = there.Sequence+1, there.ID
+			out.Sequence = there.Sequence + 1
+		}
+		if there.Forgotten {
+			continue
+		}
+		if parent == "" {
+			parent, parentKey = there.ID, there.info.Key
 		}
 		if err := there.read(ctx, to); err != nil {
 			return nil, err
@@ -77,7 +83,19 @@ func (r *Repository) copyTo(ctx context.Context, to *Repository, w store.Writer,
 	}
 	in := &intents{r: to, w: w, stack: m.Stack, run: newRun(), copies: m.runs(), parent: parent}
 	defer in.end(ctx)
-	if err := in.renew(ctx); err != nil {
+	if err := in.begin(ctx); err != nil {
+		return nil, err
+	}
+	if parent != "" {
+		if _, err := w.Stat(ctx, parentKey); errors.Is(err, store.ErrNotExist) {
+			parent = ""
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	// A pack keeps its name: one that is condemned can neither be relied on nor
+	// put again until the prune is through with it.
+	if err := to.noneCondemned(ctx, m); err != nil && !to.broken.relyOnCondemned {
 		return nil, err
 	}
 	if err := r.copyPacks(ctx, to, w, m, in, out, p); err != nil {
@@ -85,8 +103,11 @@ func (r *Repository) copyTo(ctx context.Context, to *Repository, w store.Writer,
 	}
 	twin := *m
 	twin.Repository, twin.Sequence, twin.Parent, twin.CopyOf, twin.Salt = to.ID, out.Sequence, parent, m.lineage(), randomID()
-	out.ID, err = to.commit(ctx, w, &twin)
-	return out, err
+	if out.ID, err = to.commit(ctx, w, &twin); err != nil {
+		return nil, err
+	}
+	in.succeeded()
+	return out, nil
 }
 
 // runs are the runs that a snapshot has packs of.
@@ -127,7 +148,7 @@ func (r *Repository) copyPacks(ctx context.Context, to *Repository, w store.Writ
 			if err := checkPack(key, data); err != nil {
 				return fmt.Errorf("%s in %s: %w", key, r.Location(), err)
 			}
-			err = w.Put(ctx, key, data)
+			err = in.put(ctx, key, data)
 			if errors.Is(err, store.ErrExist) {
 				return fmt.Errorf("%w: %s in %s has another size than in %s; remove it, after `backupd verify` told what needs it", ErrDamaged, key, to.Location(), r.Location())
 			}
@@ -138,7 +159,7 @@ func (r *Repository) copyPacks(ctx context.Context, to *Repository, w store.Writ
 				to.cache.put(key, data)
 			}
 			p.Bytes.Add(int64(len(data)))
-			return in.renew(ctx)
+			return nil
 		})
 	}
 	return g.Wait()

@@ -25,6 +25,8 @@ var (
 	ErrNotEmpty = errors.New("not empty")
 	// ErrAmbiguous: several snapshots fit the name.
 	ErrAmbiguous = errors.New("ambiguous")
+	// ErrCondemned: a prune is removing something that is needed.
+	ErrCondemned = errors.New("a prune removes what is needed")
 	// ErrUsage: the caller asked for something that makes no sense.
 	ErrUsage = errors.New("wrong usage")
 )

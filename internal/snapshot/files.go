@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
-	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -47,7 +45,7 @@ func (v *volumeReader) files(ctx context.Context, want func(e *index.Entry) bool
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(4, 2*runtime.GOMAXPROCS(0))) // while one half waits for the target, the other decodes
+	g.SetLimit(max(8, 2*runtime.GOMAXPROCS(0))) // while most wait for the target, some decode and write
 	w := &fileReader{v: v, g: g, ctx: ctx, open: open}
 	if err = w.windows(cur, want); err != nil {
 		_ = w.abandon() // err is the cause
@@ -66,11 +64,14 @@ type fileReader struct {
 
 	pieces []piece // asked for and not begun
 	larges int     // large files, open, that some of them are of
+
+	heads heads // of large files that are not open yet
 }
 
 func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) error {
 	var entries []index.Entry
 	for more, n := true, firstWindow; more; n = min(4*n, window) {
+		first := n == firstWindow
 		entries = entries[:0]
 		for held := 0; len(entries) < n && held < windowBytes; {
 			ok, err := cur.Next()
@@ -100,6 +101,17 @@ func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) 
 			return int(int64(a.Off) - int64(b.Off))
 		})
 		if err := w.slots(slices.Clone(entries)); err != nil {
+			return err
+		}
+		// What lies near each other is read at once, the content of large files
+		// too: only the beginning is not to wait for their headers.
+		if !first || !more {
+			if err := w.settle(); err != nil {
+				return err
+			}
+		}
+		w.flush()
+		if err := w.ctx.Err(); err != nil {
 			return err
 		}
 	}
@@ -168,8 +180,7 @@ func (w *fileReader) slots(entries []index.Entry) error {
 			w.wide(refs, members)
 		}
 	}
-	w.flush()
-	return w.ctx.Err()
+	return w.ask()
 }
 
 // wide reads a group of several frames: one with more attributes than a frame holds.
@@ -223,127 +234,4 @@ func (w *fileReader) group(raw []byte, members []index.Entry) error {
 		}
 	}
 	return nil
-}
-
-// large hands one large file to its sink, piece by piece, in parallel. It
-// leaves the cursor behind the file's frames.
-func (w *fileReader) large(e *index.Entry, cur *index.FrameCursor) (more bool, err error) {
-	slot := e.Slot
-	var raw []byte
-	var h tarstream.Header
-	// The header is in the first frame; a long one goes on in the next.
-	for more = true; more && cur.Frame.Slot == slot; {
-		if err := w.v.fetch(w.ctx, []pack.Ref{cur.Frame.Ref}, func(_ int, b []byte) error { raw = append(raw, b...); return nil }); err != nil {
-			return false, err
-		}
-		if more, err = cur.Next(); err != nil {
-			return false, err
-		}
-		var n int
-		h, n, err = tarstream.Parse(raw)
-		if err == nil && n != len(raw) {
-			err = errors.New("bytes behind it")
-		}
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, tarstream.ErrShort) || !more || cur.Frame.Slot != slot {
-			return false, fmt.Errorf("%w: header of %.200q: %w", ErrDamaged, e.Path, err)
-		}
-	}
-	if err := fits(e, &h); err != nil {
-		return false, err
-	}
-	s, err := w.open(e, &h)
-	if err != nil {
-		return false, err
-	}
-	size := h.DataSize() + int64(tarstream.Padding(h.DataSize()))
-	if s == nil {
-		got := int64(0)
-		for more && err == nil && cur.Frame.Slot == slot && got <= size {
-			got += int64(cur.Frame.Raw)
-			more, err = cur.Next()
-		}
-		if err == nil && got != size {
-			err = wrongSize(e, got, size)
-		}
-		return more, err
-	}
-	f := &largeFile{sink: s, size: h.DataSize()}
-	f.pending.Store(1)
-	off := int64(0)
-	for more && err == nil && cur.Frame.Slot == slot && off <= size {
-		at := off
-		f.pending.Add(1)
-		w.read(piece{
-			ref: cur.Frame.Ref,
-			use: func(raw []byte) error {
-				err := f.write(raw, at)
-				if err != nil {
-					f.fail()
-				}
-				return errors.Join(err, f.release())
-			},
-			drop: func() error {
-				f.fail()
-				return f.release()
-			},
-		})
-		off += int64(cur.Frame.Raw)
-		more, err = cur.Next()
-	}
-	if err == nil && off != size {
-		err = wrongSize(e, off, size)
-	}
-	if err != nil {
-		f.fail()
-	}
-	if rerr := f.release(); err == nil {
-		err = rerr
-	}
-	if w.larges++; w.larges >= maxLarges {
-		w.flush()
-	}
-	return more, err
-}
-
-// wrongSize is the error for a large file whose frames, read to their end or
-// to where they are too many, do not have its size.
-func wrongSize(e *index.Entry, got, want int64) error {
-	return fmt.Errorf("%w: %.200q has %d bytes or more in its frames instead of %d", ErrDamaged, e.Path, got, want)
-}
-
-// largeFile counts the pieces of a large file that are under way.
-type largeFile struct {
-	sink    fileSink
-	size    int64
-	pending atomic.Int32
-	failed  atomic.Bool
-	once    sync.Once
-}
-
-func (f *largeFile) fail() { f.failed.Store(true) }
-
-// write passes a piece on, without the padding behind the content.
-func (f *largeFile) write(p []byte, off int64) error {
-	if off >= f.size || f.failed.Load() {
-		return nil
-	}
-	return f.sink.Write(p[:min(int64(len(p)), f.size-off)], off)
-}
-
-// release ends the file when its last piece is done.
-func (f *largeFile) release() (err error) {
-	if f.pending.Add(-1) > 0 {
-		return nil
-	}
-	f.once.Do(func() {
-		if f.failed.Load() {
-			f.sink.Abort()
-			return
-		}
-		err = f.sink.Done()
-	})
-	return err
 }

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -33,6 +34,10 @@ type intents struct {
 	mu      sync.Mutex
 	written int
 	renewed time.Time // when the last was written
+	packs   bool      // some were written, or may have been
+	done    bool      // they are in a snapshot
+
+	stop func() // ends the renewing in the background
 }
 
 // renew writes an intent where there is none, or the last one is half over.
@@ -55,9 +60,65 @@ func (i *intents) renew(ctx context.Context) error {
 	return nil
 }
 
+// put writes a pack, between two renewals: packs of which no intent tells would
+// be nobody's garbage. The second is for a run that was suspended in between, and
+// whose intents a prune removed meanwhile.
+func (i *intents) put(ctx context.Context, key string, data []byte) error {
+	if err := i.renew(ctx); err != nil {
+		return err
+	}
+	i.mu.Lock()
+	i.packs = true
+	i.mu.Unlock()
+	err := i.w.Put(ctx, key, data)
+	return cmp.Or(err, i.renew(ctx))
+}
+
+// begin writes the first intent, and renews it while the run reads and has
+// nothing to put. end must be called.
+func (i *intents) begin(ctx context.Context) error {
+	if err := i.renew(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(intentLife / 4)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				_ = i.renew(ctx) // the next put says what is wrong
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	i.stop = func() {
+		cancel()
+		<-ended
+	}
+	return nil
+}
+
+// succeeded says that what was written is in a snapshot.
+func (i *intents) succeeded() {
+	i.mu.Lock()
+	i.done = true
+	i.mu.Unlock()
+}
+
 // end takes the intents back. It must reach the target though the run was
-// interrupted, or the answer to the first one was lost; what stays expires by itself.
+// interrupted, or the answer to the first one was lost. Those of a run that left
+// packs and no snapshot stay: once they expired they tell prune what is garbage.
 func (i *intents) end(ctx context.Context) {
+	if i.stop != nil {
+		i.stop()
+	}
+	if i.packs && !i.done {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	i.mu.Lock()

@@ -21,14 +21,23 @@ type Listed struct {
 	ID       string
 	Manifest *Manifest
 	Err      error
+	// Forgotten: it has a record, and lies there until prune deletes it.
+	Forgotten bool
 }
 
 // ID is the snapshot's id: 32 hex digits.
 func (m *Manifest) ID() string { return m.id }
 
 // List returns the snapshots of a stack, or of all where stack is empty, by
-// stack, sequence and id. One that cannot be read is listed with its error.
+// stack, sequence and id. One that cannot be read is listed with its error;
+// what is forgotten is not listed.
 func (r *Repository) List(ctx context.Context, stack string) ([]Listed, error) {
+	list, err := r.ListAll(ctx, stack)
+	return slices.DeleteFunc(list, func(l Listed) bool { return l.Forgotten }), err
+}
+
+// ListAll is List with the forgotten ones that are still there.
+func (r *Repository) ListAll(ctx context.Context, stack string) ([]Listed, error) {
 	found, err := r.find(ctx, stack)
 	if err != nil {
 		return nil, err
@@ -59,7 +68,7 @@ type found struct {
 	info store.Info
 }
 
-// find lists manifests without reading them, in the order of List.
+// find lists manifests without reading them, forgotten ones too, in the order of List.
 func (r *Repository) find(ctx context.Context, stack string) ([]found, error) {
 	prefix := "stacks/"
 	if stack != "" {
@@ -69,18 +78,29 @@ func (r *Repository) find(ctx context.Context, stack string) ([]found, error) {
 		prefix = snapshotsPrefix(stack)
 	}
 	var list []found
+	var records []string
 	for info, err := range r.store.List(ctx, prefix) {
 		if err != nil {
 			return nil, fmt.Errorf("list snapshots in %s: %w", r.Location(), err)
 		}
 		if stack, seq, id, ok := splitSnapshotKey(info.Key); ok {
 			list = append(list, found{Listed{Stack: stack, Sequence: seq, ID: id}, info})
+		} else if _, _, _, ok := splitForgottenKey(info.Key); ok {
+			records = append(records, info.Key)
+		}
+	}
+	if stack != "" {
+		for info, err := range r.store.List(ctx, forgottenPrefix(stack)) {
+			if err != nil {
+				return nil, fmt.Errorf("list what is forgotten in %s: %w", r.Location(), err)
+			}
+			records = append(records, info.Key)
 		}
 	}
 	slices.SortFunc(list, func(a, b found) int {
 		return cmp.Or(cmp.Compare(a.Stack, b.Stack), cmp.Compare(a.Sequence, b.Sequence), cmp.Compare(a.ID, b.ID))
 	})
-	return list, nil
+	return list, r.markForgotten(ctx, list, records)
 }
 
 // read reads the manifest; what is wrong with it is in Err. It returns an
@@ -135,18 +155,19 @@ func (r *Repository) checkManifest(data []byte, l Listed) (*Manifest, error) {
 // comes from that installation), an id or the beginning of one, or a tag (the
 // latest that bears it). An empty stack searches all, but for latest there must then be one only.
 func (r *Repository) Find(ctx context.Context, stack, name string) (*Manifest, error) {
-	list, err := r.List(ctx, stack)
+	all, err := r.ListAll(ctx, stack)
 	if err != nil {
 		return nil, err
 	}
-	if len(list) == 0 {
+	list := slices.DeleteFunc(slices.Clone(all), func(l Listed) bool { return l.Forgotten })
+	if len(all) == 0 {
 		if stack != "" {
 			return nil, fmt.Errorf("%w: stack %s has none in %s%s", ErrNoSnapshot, stack, r.Location(), r.stacksHint(ctx))
 		}
 		return nil, fmt.Errorf("%w: there is none in %s yet; `backupd backup` takes one", ErrNoSnapshot, r.Location())
 	}
 	if name == "" || name == "latest" {
-		return r.leading(ctx, stack, list)
+		return r.leading(ctx, stack, list, all)
 	}
 	if origin, ok := strings.CutPrefix(name, originPrefix); ok {
 		m, err := r.latest(ctx, list, func(m *Manifest) bool { return m.Origin == origin }, name)
@@ -155,10 +176,11 @@ func (r *Repository) Find(ctx context.Context, stack, name string) (*Manifest, e
 		}
 		return m, err
 	}
-	var hits []Listed
-	for _, l := range list {
-		if strings.HasPrefix(l.ID, name) {
-			hits = append(hits, l)
+	hits := withPrefix(list, name)
+	if len(hits) == 0 {
+		// Forgotten, and still there: whoever has its id may want it back.
+		if hits = withPrefix(all, name); len(hits) == 1 {
+			r.notice(fmt.Sprintf("snapshot %.8s is forgotten: a prune deletes it; `backupd copy` it if it is still wanted", hits[0].ID))
 		}
 	}
 	switch {
@@ -176,6 +198,10 @@ func (r *Repository) Find(ctx context.Context, stack, name string) (*Manifest, e
 		return nil, fmt.Errorf("%w: no id begins with %q and no tag is %q in %s; `backupd snapshots` lists what there is", ErrNoSnapshot, name, name, r.Location())
 	}
 	return m, err
+}
+
+func withPrefix(list []Listed, prefix string) []Listed {
+	return slices.DeleteFunc(slices.Clone(list), func(l Listed) bool { return !strings.HasPrefix(l.ID, prefix) })
 }
 
 // originPrefix begins the names of snapshots that are asked for by their origin.
@@ -196,8 +222,9 @@ func origins(list []Listed) string {
 	return "there are " + strings.Join(names[:min(len(names), 10)], ", ")
 }
 
-// leading returns the newest complete snapshot that leads its stack.
-func (r *Repository) leading(ctx context.Context, stack string, list []Listed) (*Manifest, error) {
+// leading returns the newest complete snapshot of the list that leads its stack; all
+// has the forgotten ones, too.
+func (r *Repository) leading(ctx context.Context, stack string, list, all []Listed) (*Manifest, error) {
 	clones := 0
 	m, err := r.latest(ctx, list, func(m *Manifest) bool {
 		if !m.Leads() {
@@ -227,19 +254,37 @@ func (r *Repository) leading(ctx context.Context, stack string, list []Listed) (
 			break
 		}
 	}
-	if err := r.notSetBack(newest); err != nil {
+	if err := r.notSetBack(ctx, newest, all); err != nil {
 		return nil, err
 	}
 	return m, nil
 }
 
 // notSetBack compares the newest snapshot of an encrypted repository with the
-// newest that this machine ever saw.
-func (r *Repository) notSetBack(m *Manifest) error {
+// newest that this machine ever saw. Newer ones may have been forgotten: all
+// are those that are there, and a record stays as long as it has the highest number.
+func (r *Repository) notSetBack(ctx context.Context, m *Manifest, all []Listed) error {
 	if r.keys == nil {
 		return nil
 	}
-	if seen := r.trust.advance(m.Stack, m.Sequence); seen > m.Sequence {
+	highest := m.Sequence
+	for _, l := range all {
+		if l.Stack == m.Stack && l.Forgotten && l.Err == nil {
+			highest = max(highest, l.Sequence)
+		}
+	}
+	seen := r.trust.advance(m.Stack, highest)
+	if seen > highest && r.keys.CanRead() {
+		for info, err := range r.store.List(ctx, forgottenPrefix(m.Stack)) {
+			if err != nil {
+				return fmt.Errorf("list what is forgotten in %s: %w", r.Location(), err)
+			}
+			if rec, err := r.readRecord(ctx, info.Key); err == nil && r.hides(rec) {
+				highest = max(highest, rec.Sequence)
+			}
+		}
+	}
+	if seen > highest {
 		return fmt.Errorf("%w: the newest snapshot of stack %s in %s is number %d (%.8s), and this machine has seen number %d: newer ones were deleted, or the target was set back. If you know why, name the snapshot by its id", ErrSetBack, m.Stack, r.Location(), m.Sequence, m.id, seen)
 	}
 	return nil

@@ -65,11 +65,7 @@ func (t *tee) put(ctx context.Context, key string, data []byte, cached bool) {
 		// connection that was given up may still be sending from it.
 		data = slices.Clone(data)
 	}
-	err := t.w.Put(ctx, key, data)
-	if err == nil {
-		err = t.intent.renew(ctx)
-	}
-	if err != nil {
+	if err := t.intent.put(ctx, key, data); err != nil {
 		t.fail(err)
 	}
 }
@@ -83,13 +79,10 @@ func (b *backupRun) put(ctx context.Context, key string, data []byte, cached boo
 	if cached {
 		b.r.cache.put(key, data)
 	}
-	err := b.w.Put(ctx, key, data)
+	err := b.intent.put(ctx, key, data)
 	wg.Wait()
 	if err != nil {
 		return &placeError{fmt.Errorf("write to %s: %w", b.r.Location(), err)}
-	}
-	if err := b.intent.renew(ctx); err != nil {
-		return &placeError{err}
 	}
 	return nil
 }
@@ -101,18 +94,25 @@ func (e *placeError) Error() string { return e.err.Error() }
 func (e *placeError) Unwrap() error { return e.err }
 
 // openTees announces the run in the other places.
-func (b *backupRun) openTees(ctx context.Context, places []Place) {
-	for _, p := range places {
-		t := &tee{place: p}
+func (b *backupRun) openTees(ctx context.Context, tees []*tee) {
+	for _, t := range tees {
 		var err error
-		if t.w, err = p.Repo.writer(p.Store); err == nil {
-			t.intent = &intents{r: p.Repo, w: t.w, stack: b.o.Stack, run: b.run}
-			err = t.intent.renew(ctx)
+		if t.w, err = t.place.Repo.writer(t.place.Store); err == nil {
+			t.intent = &intents{r: t.place.Repo, w: t.w, stack: b.o.Stack, run: b.run}
+			err = t.intent.begin(ctx)
 		}
 		if err != nil {
 			t.fail(err)
 		}
 		b.tees = append(b.tees, t)
+	}
+}
+
+// copied takes back the intents of a place whose packs are in a snapshot now.
+func (t *tee) copied(ctx context.Context) {
+	if t.intent != nil {
+		t.intent.succeeded()
+		t.intent.end(ctx)
 	}
 }
 
@@ -140,8 +140,11 @@ func BackupAll(ctx context.Context, places []Place, o BackupOptions) (*Summary, 
 		o.Freeze = froze
 	}
 	for i, p := range places {
-		others := slices.Clone(places[i+1:])
-		sum, m, err := p.Repo.backup(ctx, p.Store, o, others)
+		others := make([]*tee, len(places))
+		for k := i + 1; k < len(places); k++ {
+			others[k] = &tee{place: places[k]}
+		}
+		sum, m, err := p.Repo.backup(ctx, p.Store, o, others[i+1:])
 		if sum == nil {
 			results[i].Err = err
 			errs = append(errs, err)
@@ -155,7 +158,9 @@ func BackupAll(ctx context.Context, places []Place, o BackupOptions) (*Summary, 
 			if k == i || results[k].Err != nil {
 				continue
 			}
-			catchUp(ctx, p, places[k], m, o, &results[k])
+			if catchUp(ctx, p, places[k], m, o, &results[k]) && others[k] != nil {
+				others[k].copied(ctx)
+			}
 		}
 		return sum, results, err
 	}
@@ -208,8 +213,9 @@ func leadersFirst(ctx context.Context, places []Place, stack string) []Place {
 
 // catchUp brings a place to where another one is: the snapshots of the stack
 // that it lacks are copied, the oldest first. An agent cannot read what it
-// would have to copy; it reads the volumes again.
-func catchUp(ctx context.Context, from, to Place, m *Manifest, o BackupOptions, out *PlaceResult) {
+// would have to copy; it reads the volumes again. So it goes where a prune is
+// removing what a copy would need. It says whether m was copied.
+func catchUp(ctx context.Context, from, to Place, m *Manifest, o BackupOptions, out *PlaceResult) bool {
 	err := func() error {
 		behind, err := from.Repo.missingFrom(ctx, to.Repo, m)
 		if err != nil {
@@ -227,19 +233,21 @@ func catchUp(ctx context.Context, from, to Place, m *Manifest, o BackupOptions, 
 		}
 		return nil
 	}()
-	if errors.Is(err, sealed.ErrNoIdentity) {
+	copied := err == nil
+	if errors.Is(err, sealed.ErrNoIdentity) || errors.Is(err, ErrCondemned) {
 		var sum *Summary
 		if sum, _, err = to.Repo.backup(ctx, to.Store, o, nil); sum != nil {
 			out.ID = sum.ID
 		}
 	}
 	out.Err = err
+	return copied
 }
 
 // missingFrom returns the snapshots of m's stack, m the last, that came after
 // the newest one that both repositories have. Earlier ones that cannot be read are left out.
 func (r *Repository) missingFrom(ctx context.Context, to *Repository, m *Manifest) ([]*Manifest, error) {
-	there, err := to.List(ctx, m.Stack)
+	there, err := to.ListAll(ctx, m.Stack) // what was forgotten there is not copied back
 	if err != nil {
 		return nil, err
 	}
@@ -258,7 +266,7 @@ func (r *Repository) missingFrom(ctx context.Context, to *Repository, m *Manifes
 	}
 	for i := len(here) - 1; i >= 0 && len(known) > 0; i-- {
 		f := &here[i]
-		if f.Sequence >= m.Sequence {
+		if f.Sequence >= m.Sequence || f.Forgotten {
 			continue
 		}
 		if err := f.read(ctx, r); err != nil {

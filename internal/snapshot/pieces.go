@@ -29,7 +29,7 @@ const (
 	// a line of 25 Mbit/s brings in the time of a round trip.
 	maxGap = 64 << 10
 	// maxLarges bounds the files that stand open meanwhile.
-	maxLarges = 32
+	maxLarges = 64
 )
 
 // read has a frame read, sooner or later.
@@ -51,6 +51,10 @@ func (w *fileReader) flush() {
 // abandon drops what was asked for and not begun.
 func (w *fileReader) abandon() error {
 	var errs []error
+	if w.heads.waiting != nil {
+		errs = append(errs, <-w.heads.waiting)
+	}
+	w.heads = heads{}
 	for _, p := range w.pieces {
 		errs = append(errs, p.abandon())
 	}

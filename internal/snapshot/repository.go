@@ -64,6 +64,9 @@ type Repository struct {
 	now   func() time.Time
 	// notice is told what a caller should know beside a result.
 	notice func(text string)
+	// uptime is the clock that nobody can set; broken has rules that a test takes out.
+	uptime func() (boot string, since time.Duration)
+	broken broken
 }
 
 // Options are a repository's settings on this machine.
@@ -110,7 +113,7 @@ func Open(ctx context.Context, st store.Reader, o Options) (*Repository, error) 
 }
 
 func newRepository(st store.Reader, id string, keys *sealed.Keys, o Options) (*Repository, error) {
-	r := &Repository{ID: id, store: st, now: clock(o.Now), cache: newCache(o.CacheDir, id), trust: newTrust(o.TrustDir, id), notice: o.Notice}
+	r := &Repository{ID: id, store: st, now: clock(o.Now), cache: newCache(o.CacheDir, id), trust: newTrust(o.TrustDir, id), notice: o.Notice, uptime: uptime}
 	if r.notice == nil {
 		r.notice = func(string) {}
 	}

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"iter"
 	"strings"
+	"time"
 )
 
 // Sentinels that callers ask for with errors.Is. A target wraps them with the
@@ -31,6 +32,8 @@ var (
 	ErrAccess = errors.New("access denied")
 	// ErrShort: the object ends before the range that was asked for.
 	ErrShort = errors.New("object is shorter than expected")
+	// ErrNoClock: the target cannot tell when an object was put.
+	ErrNoClock = errors.New("the target has no clock")
 )
 
 // Info is what a listing tells about an object.
@@ -76,6 +79,27 @@ type Deleter interface {
 type Retainer interface {
 	// Retain locks an object that is there anew, as if it were put now.
 	Retain(ctx context.Context, key string) error
+}
+
+// Clock is a target that tells the time. Prune waits by it: the clocks of those
+// who write may be off by anything. A decorator may lack what it stands before:
+// then it says ErrNoClock.
+type Clock interface {
+	// Now is the present time by the target's clock.
+	Now(ctx context.Context) (time.Time, error)
+	// Modified is when an object was put, by the same clock; ErrNotExist where
+	// there is none. It may be cut to whole seconds.
+	Modified(ctx context.Context, key string) (time.Time, error)
+	// HostClock says that the clock is this machine's, or may be that of any
+	// client: it jumps when somebody sets it.
+	HostClock() bool
+}
+
+// Locker is a target that can tell that an object is locked.
+type Locker interface {
+	// LockedUntil is when an object may be deleted at the earliest; the zero
+	// time where it is not locked.
+	LockedUntil(ctx context.Context, key string) (time.Time, error)
 }
 
 // Reader is what restoring, listing and verifying need.

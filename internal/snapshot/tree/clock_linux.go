@@ -33,7 +33,7 @@ func (s *Source) Trust() Trust {
 	if err := unix.Fstatfs(s.root.fd, &sfs); err != nil {
 		return Trust{FS: "unknown"}
 	}
-	known, ok := fileSystems[sfs.Type]
+	known, ok := fileSystems[int64(uint32(sfs.Type))] // signed, and of 32 bits on 32-bit machines
 	if !ok {
 		return Trust{FS: "other"}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,11 +49,15 @@ func (r ref) chmod(mode uint32) error {
 // utimes sets the modification time, and the access time to the same: the
 // snapshot does not have it.
 func (r ref) utimes(t tarstream.Time) error {
-	ts := [2]unix.Timespec{{Sec: t.Sec, Nsec: int64(t.Nsec)}, {Sec: t.Sec, Nsec: int64(t.Nsec)}}
+	mtime, err := unix.TimeToTimespec(time.Unix(t.Sec, int64(t.Nsec)))
+	if err != nil {
+		return err // 32-bit machines end in 2038
+	}
+	ts := [2]unix.Timespec{mtime, mtime}
 	if !r.opath {
 		return utimensatFd(r.fd, &ts)
 	}
-	err := unix.UtimesNanoAt(r.fd, "", ts[:], unix.AT_EMPTY_PATH)
+	err = unix.UtimesNanoAt(r.fd, "", ts[:], unix.AT_EMPTY_PATH)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // before 5.8
 		err = unix.UtimesNanoAt(unix.AT_FDCWD, r.proc(), ts[:], 0)
 	}

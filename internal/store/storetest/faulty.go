@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"sync/atomic"
+	"time"
 
 	"github.com/disko/backupd/internal/store"
 )
@@ -18,6 +19,7 @@ const (
 	OpList   = "list"
 	OpPut    = "put"
 	OpDelete = "delete"
+	OpTime   = "time" // of the target, with an empty key, or of an object
 )
 
 // ErrFault is the error of operations that fail because a Hook said so,
@@ -122,6 +124,38 @@ func (f *Faulty) Stat(ctx context.Context, key string) (info store.Info, err err
 		return err
 	})
 	return info, err
+}
+
+// Now implements store.Clock, where the store does.
+func (f *Faulty) Now(ctx context.Context) (now time.Time, err error) {
+	c, ok := f.Writer.(store.Clock)
+	if !ok {
+		return time.Time{}, store.ErrNoClock
+	}
+	err = f.around(OpTime, "", func() error {
+		now, err = c.Now(ctx)
+		return err
+	})
+	return now, err
+}
+
+// Modified implements store.Clock, where the store does.
+func (f *Faulty) Modified(ctx context.Context, key string) (at time.Time, err error) {
+	c, ok := f.Writer.(store.Clock)
+	if !ok {
+		return time.Time{}, store.ErrNoClock
+	}
+	err = f.around(OpTime, key, func() error {
+		at, err = c.Modified(ctx, key)
+		return err
+	})
+	return at, err
+}
+
+// HostClock implements store.Clock.
+func (f *Faulty) HostClock() bool {
+	c, ok := f.Writer.(store.Clock)
+	return ok && c.HostClock()
 }
 
 // Put implements store.Putter.

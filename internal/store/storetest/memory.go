@@ -11,20 +11,56 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/disko/backupd/internal/store"
 )
 
 // Memory is a store.Writer in memory. Safe for concurrent use.
 type Memory struct {
+	// Clock is the target's clock; time.Now where nil.
+	Clock func() time.Time
+
 	mu      sync.RWMutex
 	objects map[string][]byte // never changed in place: clones share them
+	put     map[string]time.Time
 }
 
-var _ store.Writer = (*Memory)(nil)
+var (
+	_ store.Writer = (*Memory)(nil)
+	_ store.Clock  = (*Memory)(nil)
+)
 
 // NewMemory returns an empty store.
-func NewMemory() *Memory { return &Memory{objects: map[string][]byte{}} }
+func NewMemory() *Memory {
+	return &Memory{objects: map[string][]byte{}, put: map[string]time.Time{}}
+}
+
+// Now implements store.Clock.
+func (m *Memory) Now(context.Context) (time.Time, error) { return m.now(), nil }
+
+func (m *Memory) now() time.Time {
+	if m.Clock == nil {
+		return time.Now()
+	}
+	return m.Clock()
+}
+
+// Modified implements store.Clock.
+func (m *Memory) Modified(ctx context.Context, key string) (time.Time, error) {
+	if err := check(ctx, "stat", key); err != nil {
+		return time.Time{}, err
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if _, ok := m.objects[key]; !ok {
+		return time.Time{}, fmt.Errorf("stat %s: %w", key, store.ErrNotExist)
+	}
+	return m.put[key], nil
+}
+
+// HostClock implements store.Clock.
+func (m *Memory) HostClock() bool { return false }
 
 // Location implements store.Reader.
 func (m *Memory) Location() string { return "memory" }
@@ -39,7 +75,7 @@ func (m *Memory) Put(ctx context.Context, key string, data []byte) error {
 	if _, taken := m.objects[key]; taken {
 		return fmt.Errorf("write %s: %w", key, store.ErrExist)
 	}
-	m.objects[key] = slices.Clone(data)
+	m.objects[key], m.put[key] = slices.Clone(data), m.now()
 	return nil
 }
 
@@ -152,7 +188,7 @@ func (m *Memory) Bytes(key string) []byte {
 func (m *Memory) SetBytes(key string, data []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.objects[key] = append([]byte{}, data...)
+	m.objects[key], m.put[key] = append([]byte{}, data...), m.now()
 }
 
 // Remove removes an object if it is there.
@@ -167,5 +203,5 @@ func (m *Memory) Remove(key string) {
 func (m *Memory) Clone() *Memory {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	return &Memory{objects: maps.Clone(m.objects)}
+	return &Memory{Clock: m.Clock, objects: maps.Clone(m.objects), put: maps.Clone(m.put)}
 }

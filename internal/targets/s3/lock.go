@@ -12,9 +12,10 @@ import (
 const day = 24 * time.Hour
 
 // locks says that an object is to be locked: all are, but a run's intents,
-// which the run removes when it ends.
+// which the run removes when it ends, and what prune removes when it has done its work.
 func (t *Target) locks(key string) bool {
-	return t.opts.LockMode != "" && !strings.Contains("/"+key, "/runs/")
+	key = "/" + key
+	return t.opts.LockMode != "" && !strings.Contains(key, "/runs/") && !strings.Contains(key, "/condemned/") && !strings.Contains(key, "/forgotten/")
 }
 
 func (t *Target) until() *time.Time {

@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -39,6 +40,8 @@ type Target struct {
 	now      func() time.Time
 
 	overwrite overwriteGuard
+
+	lockable, unlocked atomic.Bool // what is known of the bucket's object lock
 }
 
 var _ store.Writer = (*Target)(nil)

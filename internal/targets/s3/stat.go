@@ -32,16 +32,24 @@ func (t *Target) stat(ctx context.Context, op operation) (store.Info, error) {
 }
 
 func (t *Target) head(ctx context.Context, op operation) (store.Info, error) {
-	ctx, a := withAnswer(ctx)
-	out, err := t.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &t.opts.Bucket, Key: aws.String(t.base + op.what)})
+	out, err := t.headObject(ctx, op)
 	if err != nil {
-		return store.Info{}, t.explain(ctx, op, a, err)
-	}
-	if out.ETag == nil && out.LastModified == nil {
-		return store.Info{}, t.strange(op)
+		return store.Info{}, err
 	}
 	if out.ContentLength == nil {
 		return store.Info{}, fmt.Errorf("%s %s: the server does not say its size", op.act, op.what)
 	}
 	return store.Info{Key: op.what, Size: *out.ContentLength}, nil
+}
+
+func (t *Target) headObject(ctx context.Context, op operation) (*s3.HeadObjectOutput, error) {
+	ctx, a := withAnswer(ctx)
+	out, err := t.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &t.opts.Bucket, Key: aws.String(t.base + op.what)})
+	if err != nil {
+		return nil, t.explain(ctx, op, a, err)
+	}
+	if out.ETag == nil && out.LastModified == nil {
+		return nil, t.strange(op)
+	}
+	return out, nil
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/disko/backupd/internal/store"
 )
@@ -37,10 +38,43 @@ func Run(t *testing.T, open func(t *testing.T) store.Writer) {
 		{"AListingHasEverythingBelowItsPrefixAndNothingElse", list},
 		{"AListingEndsWhenItsReaderDoes", listStopped},
 		{"DeleteRemovesOneObject", remove},
+		{"AnObjectsTimeIsThatOfTheTargetsClock", times},
 		{"BadKeysAreRefused", badKeys},
 		{"ACancelledContextEndsEveryOperation", cancelled},
 	} {
 		t.Run(c.promise, func(t *testing.T) { c.test(t, open(t)) })
+	}
+}
+
+func times(t *testing.T, s store.Writer) {
+	ctx := context.Background()
+	c, ok := s.(store.Clock)
+	if !ok {
+		t.Fatal("the target is no store.Clock: nothing could be pruned there")
+	}
+	if _, err := c.Modified(ctx, "absent"); !errors.Is(err, store.ErrNotExist) {
+		t.Errorf("the time of what is absent: %v, want ErrNotExist", err)
+	}
+	before, err := c.Now(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, "timed", []byte("x"))
+	at, err := c.Modified(ctx, "timed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := c.Now(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Whole seconds, and a server whose answer's date is a moment older than its disk's.
+	const coarse = 2 * time.Second
+	if at.Before(before.Add(-coarse)) || at.After(after.Add(coarse)) {
+		t.Errorf("put at %v, between %v and %v", at, before, after)
+	}
+	if n := len(listing(t, s, "")); n != 1 {
+		t.Errorf("%d objects are left by asking for the time, want 1", n)
 	}
 }
 
