@@ -33,7 +33,7 @@ ARG VERSION=dev
 ARG TARGETARCH=
 ARG TARGETVARIANT=
 RUN CGO_ENABLED=0 GOARCH="$TARGETARCH" GOARM="${TARGETVARIANT#v}" \
-    go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" -o /backupd ./cmd/backupd
+    go build -tags image -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" -o /backupd ./cmd/backupd
 RUN tools/rootfs /backupd /rootfs
 
 FROM base

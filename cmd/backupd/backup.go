@@ -63,15 +63,25 @@ func (a *app) backup(ctx context.Context, vols []string, b agent.Backup) error {
 		return err
 	}
 	defer ag.Close()
-	if ag.Stack == "" {
-		return usagef("no stack named; say --stack NAME, or set BACKUPD_STACK")
-	}
 	if err := a.surroundings.complete(&b, vols); err != nil {
 		return err
+	}
+	if ag.Stack == "" && b.Mode != agent.Host {
+		return usagef("no stack named; say --stack NAME, or set BACKUPD_STACK")
 	}
 	b.Trigger = agent.WorkerTrigger()
 	progress := &snapshot.Progress{}
 	show, stop := a.showing("backup", progress)
+	if b.Mode == agent.Host {
+		all, err := ag.BackupHost(ctx, b, show)
+		stop()
+		for _, taken := range all {
+			if terr := a.tell(taken); err == nil {
+				err = terr
+			}
+		}
+		return err
+	}
 	taken, err := ag.Backup(ctx, b, show)
 	stop()
 	var thaw *snapshot.ThawError

@@ -43,10 +43,18 @@ func (a *app) configure(cmd *cobra.Command) error {
 	if err := fromEnvironment(cmd); err != nil {
 		return err
 	}
+	if a.config.file != "" {
+		// A worker has the agent's mounts and environment, and is to have its file.
+		if err := os.Setenv("BACKUPD_CONFIG", a.config.file); err != nil {
+			return err
+		}
+	}
 	if a.config.file == "" || cmd.Annotations[settingsAnnotation] != "" {
 		return nil
 	}
-	c, err := config.Load(a.sources(cmd))
+	src := a.sources(cmd)
+	src.WithoutSecrets = true
+	c, err := config.Load(src)
 	if err != nil {
 		return fmt.Errorf("%w: %w", snapshot.ErrUsage, err)
 	}
@@ -88,15 +96,16 @@ func (a *app) openConfig(cmd *cobra.Command, labels map[string]string) (*config.
 	return live, a.fromFile(cmd, live.Current())
 }
 
-// settingFlags gives a command a flag for every setting that has none yet.
+// settingFlags gives a command a flag for every setting that has none yet; the
+// command's own flags are made before.
 func (a *app) settingFlags(cmd *cobra.Command) {
 	if cmd.Annotations == nil {
 		cmd.Annotations = map[string]string{}
 	}
 	cmd.Annotations[settingsAnnotation] = "all"
-	common := map[string]bool{"stack": true, "origin": true, "target": true, "state-dir": true}
+	common := []string{"stack", "origin", "target", "state-dir"}
 	for _, s := range config.Settings() {
-		if common[s.Name] || s.FileOnly() {
+		if slices.Contains(common, s.Name) || s.FileOnly() || cmd.Flags().Lookup(s.Name) != nil {
 			continue
 		}
 		help := s.Help
@@ -128,8 +137,12 @@ func (a *app) checks() map[string]func(string) error {
 		return func(text string) error { return withoutUsage(snapshot.CheckName(what, text)) }
 	}
 	return map[string]func(string) error{
-		"stack":  name("stack"),
-		"tag":    name("tag"),
+		"stack": name("stack"),
+		"tag":   name("tag"),
+		"keep": func(text string) error {
+			_, err := snapshot.ParsePolicy(text)
+			return withoutUsage(err)
+		},
 		"target": func(text string) error { return targets.Check(text, targets.Options{}) },
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/disko/backupd/internal/seed"
 	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/snapshot/sealed"
 	"github.com/disko/backupd/internal/store"
@@ -98,7 +99,7 @@ func exitCode(err error, started bool) int {
 	case errors.Is(err, snapshot.ErrDamaged), errors.Is(err, sealed.ErrForged), errors.Is(err, snapshot.ErrSetBack):
 		return exitDamage
 	case errors.Is(err, snapshot.ErrNoRepository), errors.Is(err, snapshot.ErrForeign), errors.Is(err, snapshot.ErrNoSnapshot),
-		errors.Is(err, snapshot.ErrNoVolume), errors.Is(err, store.ErrNoTarget):
+		errors.Is(err, snapshot.ErrNoVolume), errors.Is(err, store.ErrNoTarget), errors.Is(err, seed.ErrNoSnapshot):
 		return exitNotFound
 	}
 	return exitFailed
@@ -130,8 +131,8 @@ with the restore.sh that lies in it.
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress, no notices; errors and results only")
 	root.AddCommand(
 		a.backupCommand(), a.restoreCommand(), a.snapshotsCommand(), a.showCommand(), a.lsCommand(),
-		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.initCommand(), a.keyCommand(), a.configCommand(), a.versionCommand(),
-		a.seedCommand(), a.healthCommand(), a.runsCommand(), a.workerCommand(), a.targetsTopic(),
+		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.coverageCommand(), a.initCommand(), a.keyCommand(), a.configCommand(), a.versionCommand(),
+		a.serveCommand(), a.seedCommand(), a.healthCommand(), a.runsCommand(), a.workerCommand(), a.targetsTopic(),
 	)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", snapshot.ErrUsage, err) })
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.configure(cmd) }

@@ -32,6 +32,9 @@ type Backup struct {
 	Limits  Limits
 	// Only, where it is not empty, are the names of the volumes to take, in the modes other than Mounted.
 	Only []string
+	// MaxShrink is the share of its parent's bytes that a snapshot may lose before
+	// that is a warning; 0 for any.
+	MaxShrink float64
 }
 
 // Quiesce says whether services stand still while their volumes are read.
@@ -75,7 +78,20 @@ func (t *Taken) Warned() bool {
 
 // Backup takes a snapshot, and notes and tells it as a run. A *snapshot.ThawError
 // comes with what was taken.
-func (a *Agent) Backup(ctx context.Context, b Backup, show Show) (taken *Taken, err error) {
+func (a *Agent) Backup(ctx context.Context, b Backup, show Show) (*Taken, error) {
+	return a.backup(ctx, b, show, func(ctx context.Context) (*Taken, error) {
+		if b.Mode == Mounted || b.Mode == "" {
+			return a.takeHere(ctx, b, show)
+		}
+		vols, err := a.projectVolumes(ctx, b.Only)
+		if err != nil {
+			return nil, err
+		}
+		return a.takeByWorker(ctx, b, vols, show)
+	})
+}
+
+func (a *Agent) backup(ctx context.Context, b Backup, show Show, take func(context.Context) (*Taken, error)) (taken *Taken, err error) {
 	if err := a.needStack(); err != nil {
 		return nil, err
 	}
@@ -86,17 +102,55 @@ func (a *Agent) Backup(ctx context.Context, b Backup, show Show) (taken *Taken, 
 	defer release()
 	r := &runs.Run{Kind: runs.Backup, Policy: b.Policy, Trigger: cmp.Or(b.Trigger, "manual")}
 	err = a.record(ctx, r, func(ctx context.Context, r *runs.Run) (err error) {
-		if b.Mode == Mounted || b.Mode == "" {
-			taken, err = a.takeHere(ctx, b, show)
-		} else {
-			taken, err = a.takeByWorker(ctx, b, show)
-		}
+		taken, err = take(ctx)
 		if taken != nil && taken.Summary != nil {
+			if b.MaxShrink > 0 && !IsWorker() {
+				a.watchSize(ctx, b, taken)
+			}
 			note(r, taken)
 		}
 		return err
 	})
 	return taken, err
+}
+
+// watchSize warns of a snapshot that lost much of what its parent had: what was
+// deleted by mistake is missed while the parent is still there.
+func (a *Agent) watchSize(ctx context.Context, b Backup, t *Taken) {
+	text, err := a.shrunk(ctx, b, t)
+	if err != nil {
+		text = fmt.Sprintf("it cannot be told whether the snapshot shrank: %v", err)
+	}
+	if text != "" {
+		t.Notes = append(t.Notes, text)
+	}
+}
+
+func (a *Agent) shrunk(ctx context.Context, b Backup, t *Taken) (string, error) {
+	repo, end, err := a.Repository(ctx, b.targets(a))
+	if err != nil {
+		return "", err
+	}
+	defer end()
+	list, err := repo.List(ctx, a.Stack)
+	if err != nil {
+		return "", err
+	}
+	byID := map[string]*snapshot.Manifest{}
+	for _, l := range list {
+		if l.Err == nil {
+			byID[l.ID] = l.Manifest
+		}
+	}
+	m := byID[t.ID]
+	if m == nil || byID[m.Parent] == nil {
+		return "", nil // the first, or it lies in another of several targets
+	}
+	text := snapshot.Shrunk(m, byID[m.Parent], b.MaxShrink)
+	if text != "" {
+		text = "the snapshot " + text + "; if nothing was deleted by mistake, all is well: it is kept, and is not counted as a good one"
+	}
+	return text, nil
 }
 
 // note fills in what a backup did.

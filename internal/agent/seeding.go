@@ -151,6 +151,23 @@ func (a *Agent) seedByWorker(ctx context.Context, s SeedOptions, show Show) (*se
 	return out.Result, nil
 }
 
+// NoteFresh notes in the ledger which volumes are fresh now, without filling
+// them: for an agent that cannot serve, but may be started again when it can.
+func (a *Agent) NoteFresh(ctx context.Context, vols []snapshot.Source) error {
+	if err := a.needStack(); err != nil {
+		return err
+	}
+	o := seed.Options{Stack: a.Stack, StateDir: a.StateDir, Window: seed.OwnWindow(), Command: a.command(), Now: a.Now}
+	for _, v := range vols {
+		o.Volumes = append(o.Volumes, seed.Volume{Name: v.Name, Path: v.Path})
+	}
+	if a.Engine != nil && a.Self != nil {
+		o.Veto = veto{a}
+	}
+	_, err := seed.Note(ctx, o)
+	return err
+}
+
 // command is how a person calls backupd here, for advice.
 func (a *Agent) command() string {
 	switch {

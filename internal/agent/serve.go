@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ type Policy struct {
 	Schedule        *schedule.Schedule // never fires where nil
 	Jitter, Timeout time.Duration
 	Backup          Backup
+	Keep            *Retention // nil: everything
 }
 
 // Service is what an agent serves.
@@ -42,6 +44,9 @@ type Service struct {
 // ends. An error is why it cannot serve: its text is what a person reads who
 // looks for why the stack did not come up.
 func (a *Agent) Serve(ctx context.Context, s Service) error {
+	if s.Seed.Source == Host {
+		a.Stack = cmp.Or(a.Stack, "host") // only a name for what concerns all
+	}
 	if err := a.needStack(); err != nil {
 		return err
 	}
@@ -173,6 +178,9 @@ func (srv *server) seed(ctx context.Context) error {
 			a.Log.Warn("seed: "+w.What, "volume", volume, "path", w.Path)
 		},
 	}
+	if srv.s.Seed.Source == Host {
+		return srv.ready("stacks of the machine are backed up, and not seeded")
+	}
 	result, err := a.Seed(ctx, srv.s.Seed, show)
 	if result != nil {
 		for _, v := range result.Volumes {
@@ -182,12 +190,17 @@ func (srv *server) seed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.Log.Info(result.Summary)
 	for _, text := range a.Impatient(ctx, srv.s.Seed.Volumes) {
 		a.Log.Warn(text)
 	}
+	return srv.ready(result.Summary)
+}
+
+// ready lets dependents start.
+func (srv *server) ready(summary string) error {
+	srv.a.Log.Info(summary)
 	srv.metrics.Ready(true)
-	srv.board.Update(func(st *Status) { st.Phase, st.Beat, st.Seeded = Serving, a.Now(), result.Summary })
+	srv.board.Update(func(st *Status) { st.Phase, st.Beat, st.Seeded = Serving, srv.a.Now(), summary })
 	return nil
 }
 
@@ -220,7 +233,7 @@ func (srv *server) keep(ctx context.Context) error {
 		}
 	})
 	err := schedule.Loop(ctx, jobs, schedule.Options{
-		Now: a.Now, Log: a.Log, History: history{a}, Seed: a.Origin, Changes: changes, Beat: srv.beat,
+		Now: a.Now, Log: a.Log, History: history{a, srv.s.Seed.Source == Host}, Seed: a.Origin, Changes: changes, Beat: srv.beat,
 	})
 	srv.board.Update(func(st *Status) { st.Phase = Ending })
 	reloads.Wait()
@@ -263,8 +276,21 @@ func trigger(due schedule.Due) string {
 func (srv *server) backup(ctx context.Context, p Policy, due schedule.Due) error {
 	b := p.Backup
 	b.Policy, b.Trigger = p.Name, trigger(due)
+	if b.Mode == Host {
+		_, err := srv.a.BackupHost(ctx, b, Show{})
+		if p.Keep != nil && ctx.Err() == nil {
+			err = errors.Join(err, srv.a.thinHost(ctx, *p.Keep))
+		}
+		if errors.Is(err, ErrSettings) || errors.Is(err, snapshot.ErrNoVolume) {
+			return err // before there was any run
+		}
+		return noted(err)
+	}
 	if _, err := srv.a.Backup(ctx, b, Show{}); err != nil {
 		return noted(err)
+	}
+	if p.Keep != nil {
+		return noted(srv.a.Thin(ctx, *p.Keep))
 	}
 	return nil
 }
@@ -277,7 +303,7 @@ func (srv *server) beat(st schedule.Status) {
 		next = st.Next[0].At
 	}
 	srv.metrics.Next(next)
-	problems := srv.a.problems(srv.watched(st.Now))
+	problems := srv.a.problems(srv.watched(st.Now), srv.s.Seed.Source == Host)
 	srv.board.Update(func(s *Status) {
 		if !slices.Equal(s.Problems, problems) && len(problems) > 0 {
 			srv.a.Log.Warn("something is wrong", slog.Any("problems", problems))
@@ -317,7 +343,10 @@ func distance(s *schedule.Schedule, now time.Time) time.Duration {
 }
 
 // history tells the loop what ran before.
-type history struct{ a *Agent }
+type history struct {
+	a    *Agent
+	host bool // any stack counts
+}
 
 // Last implements schedule.History.
 func (h history) Last(_ context.Context, job string) (time.Time, bool) {
@@ -326,7 +355,7 @@ func (h history) Last(_ context.Context, job string) (time.Time, bool) {
 		return time.Time{}, false
 	}
 	for _, r := range slices.Backward(all) {
-		if string(r.Kind)+" "+r.Policy == job && r.Stack == h.a.Stack && r.Outcome != runs.Interrupted && r.Trigger != "manual" {
+		if string(r.Kind)+" "+r.Policy == job && (r.Stack == h.a.Stack || h.host) && r.Outcome != runs.Interrupted && r.Trigger != "manual" {
 			return r.Started, true
 		}
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/disko/backupd/internal/runs"
@@ -46,7 +47,7 @@ func round(d time.Duration) time.Duration {
 
 // problems says what is wrong, in sentences: policies without a good backup, and
 // last runs that failed. Alarms are told.
-func (a *Agent) problems(watched []Watched) []string {
+func (a *Agent) problems(watched []Watched, host bool) []string {
 	all, err := a.History.All()
 	if err != nil {
 		return []string{err.Error()}
@@ -57,7 +58,7 @@ func (a *Agent) problems(watched []Watched) []string {
 		w := &watched[i]
 		var good *runs.Run
 		for k := range all {
-			if r := &all[k]; r.Kind == runs.Backup && r.Policy == w.Name && r.Stack == a.Stack && r.Outcome.Good() {
+			if r := &all[k]; r.Kind == runs.Backup && r.Policy == w.Name && (host || r.Stack == a.Stack) && r.Outcome.Good() {
 				good = r
 			}
 		}
@@ -67,23 +68,26 @@ func (a *Agent) problems(watched []Watched) []string {
 			out = append(out, text)
 		}
 	}
-	return append(out, failing(all, a.Stack)...)
+	if !host {
+		all = slices.DeleteFunc(all, func(r runs.Run) bool { return r.Stack != a.Stack })
+	}
+	return append(out, failing(all)...)
 }
 
-// failing says of each kind of run, and each policy, whether the last failed.
-func failing(all []runs.Run, stack string) []string {
+// failing says of each kind of run, policy and stack whether the last failed.
+func failing(all []runs.Run) []string {
 	type key struct {
-		kind   runs.Kind
-		policy string
+		kind          runs.Kind
+		policy, stack string
 	}
 	last := map[key]*runs.Run{}
 	var order []key
 	for i := range all {
 		r := &all[i]
-		if r.Stack != stack || r.Outcome == runs.Interrupted || r.Kind == runs.Seed || r.Policy == "" {
+		if r.Outcome == runs.Interrupted || r.Kind == runs.Seed || r.Policy == "" {
 			continue // a person who asks sees what comes of it
 		}
-		k := key{r.Kind, r.Policy}
+		k := key{r.Kind, r.Policy, r.Stack}
 		if last[k] == nil {
 			order = append(order, k)
 		}
@@ -92,7 +96,7 @@ func failing(all []runs.Run, stack string) []string {
 	var out []string
 	for _, k := range order {
 		if r := last[k]; r.Outcome == runs.Failed {
-			out = append(out, fmt.Sprintf("the last %s of policy %s failed: %s", r.Kind, r.Policy, r.Error))
+			out = append(out, fmt.Sprintf("stack %s: the last %s of policy %s failed: %s", r.Stack, r.Kind, r.Policy, r.Error))
 		}
 	}
 	return out

@@ -137,12 +137,8 @@ func (t *tail) String() string {
 	return string(bytes.TrimSpace(t.buf))
 }
 
-// takeByWorker takes a snapshot of the project's volumes in a worker.
-func (a *Agent) takeByWorker(ctx context.Context, b Backup, show Show) (*Taken, error) {
-	vols, err := a.projectVolumes(ctx, b.Only)
-	if err != nil {
-		return nil, err
-	}
+// takeByWorker takes a snapshot of volumes of the project in a worker.
+func (a *Agent) takeByWorker(ctx context.Context, b Backup, vols []docker.Volume, show Show) (*Taken, error) {
 	args := []string{"backup"}
 	for _, v := range vols {
 		args = append(args, "--volume", v.Key+"="+path.Join(VolumesDir, v.Key))

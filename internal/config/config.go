@@ -38,10 +38,12 @@ type Config struct {
 	Policies      []Policy // at least one
 	Notify        []Secret
 	NotifyOn      []string
-	Ping          Secret
-	Listen        string // host:port, or empty for none
-	LogFormat     string // auto, text or json
-	LogLevel      slog.Level
+	// NotifyTemplate is a text/template; empty for none.
+	NotifyTemplate string
+	Ping           Secret
+	Listen         string // host:port, or empty for none
+	LogFormat      string // auto, text or json
+	LogLevel       slog.Level
 
 	file, label map[string][]string
 	effective   []Value
@@ -65,6 +67,7 @@ type Policy struct {
 	Tags      []string
 	Keep      string // as Sources.Checks["keep"] found it right; empty keeps all
 	MaxShrink float64
+	Quiesce   string // auto or never
 	Pre, Post []Hook
 	Drill     *schedule.Schedule
 }
@@ -99,6 +102,9 @@ type Sources struct {
 	Checks map[string]func(string) error
 	// Defaults that depend on the machine, by setting.
 	Defaults map[string]string
+	// WithoutSecrets leaves notify and ping out, whose files a command that tells
+	// nobody need not have.
+	WithoutSecrets bool
 	// ReadFile reads the file and the files of secrets; nil is os.ReadFile.
 	ReadFile func(string) ([]byte, error)
 }
@@ -169,7 +175,6 @@ type resolver struct {
 	layers   []*layer
 	problems Problems
 	c        Config
-	read     map[string]bool // files of secrets whose content was taken
 }
 
 func (r *resolver) wrong(v value, key, format string, args ...any) {
@@ -212,16 +217,19 @@ func (r *resolver) resolve() (*Config, error) {
 	c.Worker.CPUs, _ = parseNumber(r.one("worker-cpus", ""))
 	c.Worker.Memory, _ = parseSize(r.one("worker-memory", ""))
 	c.NotifyOn = r.many("notify-on", "")
+	c.NotifyTemplate = r.one("notify-template", "")
 	c.LogFormat = r.one("log-format", "")
 	_ = c.LogLevel.UnmarshalText([]byte(r.one("log-level", ""))) // checked as one of the four
 	if c.Listen = r.one("listen", ""); c.Listen == "off" {
 		c.Listen = ""
 	}
-	for _, url := range r.secret("notify") {
-		c.Notify = append(c.Notify, NewSecret(url))
-	}
-	if p := r.secret("ping"); len(p) > 0 {
-		c.Ping = NewSecret(p[0])
+	if !r.src.WithoutSecrets {
+		for _, url := range r.secret("notify") {
+			c.Notify = append(c.Notify, NewSecret(url))
+		}
+		if p := r.secret("ping"); len(p) > 0 {
+			c.Ping = NewSecret(p[0])
+		}
 	}
 	r.policies()
 	r.problems = dropRepeated(r.problems.sorted())
@@ -377,7 +385,7 @@ func (r *resolver) policies() {
 	for _, name := range names {
 		p := Policy{
 			Name: name, Volumes: r.many("volume", name), Exclude: r.many("exclude", name), Targets: r.many("target", name),
-			Tags: r.many("tag", name), Keep: r.one("keep", name),
+			Tags: r.many("tag", name), Keep: r.one("keep", name), Quiesce: r.one("quiesce", name),
 		}
 		p.Schedule, p.Drill = r.schedule("schedule", name), r.schedule("drill-schedule", name)
 		p.Jitter, _ = parseDuration(r.one("jitter", name)) // checked, as all here

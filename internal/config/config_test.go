@@ -54,7 +54,7 @@ func TestNothingSaidIsOnePolicyThatNeverRuns(t *testing.T) {
 	if len(c.Policies) != 1 || c.Policies[0].Name != "default" || !c.Policies[0].Schedule.Never() || !c.Policies[0].Drill.Never() {
 		t.Errorf("%+v", c.Policies)
 	}
-	if c.Seed != "auto" || c.SeedFrom != "latest" || c.Volumes != "mounted" || c.Listen != "127.0.0.1:9180" || c.Policies[0].MaxShrink != 0.5 ||
+	if c.Seed != "auto" || c.SeedFrom != "latest" || c.Volumes != "mounted" || c.Listen != "" || c.Policies[0].MaxShrink != 0.5 ||
 		c.LogLevel != slog.LevelInfo || !slices.Equal(c.NotifyOn, []string{"failure", "warning", "recovery"}) {
 		t.Errorf("%+v", c)
 	}
@@ -116,7 +116,7 @@ policies:
 
 func TestTheStrongestPlaceCounts(t *testing.T) {
 	src := given("keep: file\nexclude: file\ntag: file\norigin: file", "BACKUPD_KEEP=environment", "BACKUPD_EXCLUDE=a, b", "BACKUPD_TAG=", "BACKUPD_FORCE=true", "HOME=/")
-	src.Flags = append(slices.Clone(flags), Flag{Name: "keep", Type: "string", Given: []string{"flag"}})
+	src.Flags = append(slices.Clone(flags), Flag{Name: "keep", Type: "string", EnvironmentOnly: true, Given: []string{"flag"}})
 	src.Labels = map[string]string{"backupd.keep": "label", "backupd.origin": "label", "backupd.seed": "off", "backupd.quiesce": "none", "other": "x"}
 	c := load(t, src)
 	p := c.Policies[0]
@@ -189,7 +189,7 @@ policies:
   quarterly: {schedule: "*/15 * * * *", jitter: 1h}
   more: [a]
 `, "BACKUPD_SHCEDULE=@daily", "BACKUPD_TIME_ZONE=Mars", "TZ=Europe/Brelin")
-	src.Labels = map[string]string{"backupd.stakc": "a", "backupd.notify": "x", "backupd.policy.x": "y", "backupd.policy.x.listen": "off"}
+	src.Labels = map[string]string{"backupd.stakc": "a", "backupd.notify": "x", "backupd.policy.x": "y", "backupd.policy.x.listen": "off", "backupd.s3-region": "eu", "backupd.exclude": "true"}
 	src.Checks = map[string]func(string) error{"keep": func(string) error { return errors.New("is no rule, as in 7 daily") }}
 	_, err := Load(src)
 	var all Problems
@@ -230,6 +230,8 @@ policies:
 		`label backupd.stakc: is not known; did you mean "stack"?`,
 		`label backupd.notify: is a secret`,
 		`label backupd.policy.x: must have the form`,
+		`label backupd.exclude: stands on volumes`,
+		`label backupd.s3-region: cannot be set by a label`,
 		`label backupd.policy.x.listen: does not belong into a policy`,
 	}
 	for _, want := range wants {
@@ -284,9 +286,9 @@ func TestAFileThatIsNotThereIsAnError(t *testing.T) {
 
 func TestTheFileSetsFlagsOfCommands(t *testing.T) {
 	src := given("s3-region: eu\nidentity: [a, b]\npassphrase: x y\nstack: shop\nexclude: ['*.log']\noutage: 1h\npolicies: {a: {keep: b}}\n", "BACKUPD_S3_REGION=env")
-	src.Labels = map[string]string{"backupd.s3-region": "label", "backupd.s3-lock-days": "3"}
+	src.Labels = map[string]string{"backupd.stack": "label", "backupd.origin": "label"}
 	want := map[string][]string{
-		"s3-region": {"eu"}, "identity": {"a", "b"}, "passphrase": {"x y"}, "stack": {"shop"}, "exclude": {"*.log"}, "outage": {"1h"}, "s3-lock-days": {"3"},
+		"s3-region": {"eu"}, "identity": {"a", "b"}, "passphrase": {"x y"}, "stack": {"shop"}, "exclude": {"*.log"}, "outage": {"1h"}, "origin": {"label"},
 	}
 	if got := load(t, src).Flags(); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%v instead of %v", got, want)

@@ -49,6 +49,9 @@ func readEnvironment(t *table, environ []string) *layer {
 // the agent, and the one of its workers.
 var serviceLabels = []string{"quiesce", "pre", "post", "dump", "drill", "worker"}
 
+// volumeLabel says of a volume that it is not backed up.
+const volumeLabel = "exclude"
+
 // readLabels reads backupd.NAME and backupd.policy.POLICY.NAME of the service
 // that backupd runs as.
 func readLabels(t *table, labels map[string]string) *layer {
@@ -79,8 +82,12 @@ func readLabels(t *table, labels map[string]string) *layer {
 			wrong("is not known%s", suggest(name, t.names(policy != "")))
 		case policy != "" && !s.policy:
 			wrong("does not belong into a policy; the label is backupd.%s", name)
+		case policy == "" && name == volumeLabel:
+			wrong("stands on volumes; patterns of files to leave out are %s", envName(name))
 		case s.FileOnly():
 			wrong("can be set in the file only")
+		case t.byName[name] >= t.own:
+			wrong("cannot be set by a label, which only the agent reads; use %s", envName(name))
 		case s.secret:
 			wrong("is a secret, and everybody with access to the engine can read labels; use %s_FILE", envName(name))
 		default:
@@ -99,10 +106,10 @@ func readLabels(t *table, labels map[string]string) *layer {
 func readFlags(t *table, flags []Flag) *layer {
 	out := newLayer()
 	for _, f := range flags {
-		if f.Given == nil || f.EnvironmentOnly {
+		s, ok := t.get(f.Name)
+		if f.Given == nil || !ok {
 			continue
 		}
-		s, _ := t.get(f.Name)
 		texts := f.Given
 		if s.kind != list && len(texts) == 1 {
 			texts = s.split(texts[0])

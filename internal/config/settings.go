@@ -58,7 +58,7 @@ var settings = []Setting{
 	{Name: "worker-memory", kind: size, Help: "most memory that a worker container may use", Example: "512m"},
 
 	{Name: "seed", kind: enum, values: []string{"auto", "require", "off"}, Default: "auto", Help: "fill fresh volumes at start: auto (where there is a snapshot), require (no snapshot is an error), off", Example: "require", restart: true},
-	{Name: "seed-from", Default: "latest", Help: "the snapshot to fill them from: latest, an id, a tag or an origin", Example: "golden", restart: true},
+	{Name: "seed-from", Default: "latest", Help: "the snapshot to fill them from: latest, an id, a tag or origin:NAME", Example: "golden", restart: true},
 
 	{Name: "time-zone", kind: zone, Help: "zone in which schedules are read; without it, TZ", Example: "Europe/Berlin"},
 	{Name: "schedule", kind: cronExpr, policy: true, Default: "@never", Help: "when to back up", Example: "30 3 * * *"},
@@ -67,14 +67,16 @@ var settings = []Setting{
 	{Name: "keep", policy: true, Help: "which snapshots to keep; without it, all", Example: "7 daily, 4 weekly, 6 monthly"},
 	{Name: "max-shrink", kind: share, policy: true, Default: "50%", Help: "a snapshot that shrank by more than this is no good one, and an alarm", Example: "30%"},
 	{Name: "tag", kind: list, policy: true, Help: "names for the snapshots", Example: "nightly"},
+	{Name: "quiesce", kind: enum, values: []string{"auto", "never"}, policy: true, Default: "auto", Help: "auto: services stand still as their labels say; never: nothing is stopped, paused or run in them", Example: "never"},
 	{Name: "pre", kind: hookList, policy: true, Help: "what to run in services before the backup", Example: "in the file only"},
 	{Name: "post", kind: hookList, policy: true, Help: "what to run in services after it, whatever came of it", Example: "in the file only"},
 	{Name: "drill-schedule", kind: cronExpr, policy: true, Default: "@never", Help: "when to restore a snapshot into scratch volumes and check it", Example: "0 5 * * sun"},
 
 	{Name: "notify", kind: words, secret: true, Help: "URLs to tell, as shoutrrr has them", Example: "ntfy://ntfy.sh/topic"},
 	{Name: "notify-on", kind: enums, values: []string{"failure", "warning", "recovery", "success"}, Default: "failure,warning,recovery", Help: "what to tell", Example: "failure,recovery"},
+	{Name: "notify-template", Help: "a Go template for the text of messages, over Level, Title, Text, Stack and Run", Example: "{{.Level}}: {{.Text}}"},
 	{Name: "ping", secret: true, Help: "URL to ping at start, success and failure, as healthchecks.io has it", Example: "https://hc-ping.com/UUID"},
-	{Name: "listen", kind: address, Default: "127.0.0.1:9180", Help: "address of /metrics, /healthz and /readyz, or off", Example: "0.0.0.0:9180", restart: true},
+	{Name: "listen", kind: address, Default: "off", Help: "address of /metrics, /healthz and /readyz, or off", Example: "0.0.0.0:9180", restart: true},
 	{Name: "log-format", kind: enum, values: []string{"auto", "text", "json"}, Default: "auto", Help: "auto is text on a terminal and JSON elsewhere", Example: "json", restart: true},
 	{Name: "log-level", kind: enum, values: []string{"debug", "info", "warn", "error"}, Default: "info", Help: "the least that is logged", Example: "debug"},
 }
@@ -85,6 +87,12 @@ func Settings() []Setting { return slices.Clone(settings) }
 // Repeatable says that a flag for the setting may be given several times.
 func (s Setting) Repeatable() bool { return s.kind == list }
 
+// Label says whether a label of the agent's service can be the setting: not where
+// the same label says something about services or volumes, nor for secrets.
+func (s Setting) Label() bool {
+	return !s.FileOnly() && !s.secret && s.Name != volumeLabel && !slices.Contains(serviceLabels, s.Name)
+}
+
 // FileOnly says that the setting has no flag, variable or label.
 func (s Setting) FileOnly() bool { return s.kind == hookList }
 
@@ -94,16 +102,11 @@ func (s Setting) InPolicy() bool { return s.policy }
 // Secret says that the value is not to be shown.
 func (s Setting) Secret() bool { return s.secret }
 
+// NeedsRestart says that a reload does not change it.
+func (s Setting) NeedsRestart() bool { return s.restart }
+
 // Values are the choices, where there are some.
 func (s Setting) Values() []string { return slices.Clone(s.values) }
-
-// policyKind is how the setting is read in a policy.
-func (s Setting) policyKind() Setting {
-	if s.Name == "volume" {
-		s.Example = "db"
-	}
-	return s
-}
 
 // Flag is a flag of the program's commands, which the file may set as well: it has
 // the meaning that the command gives it, and nothing is known of it here but this.

@@ -1,15 +1,13 @@
 package docker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
-
-	cerrdefs "github.com/containerd/errdefs"
-	"github.com/docker/docker/api/types/container"
 )
 
 // preamble are functions for the scripts below. `secret NAME` prints the value of
@@ -43,12 +41,18 @@ if [ "$(id -u)" = 0 ] && have su && id "$PGUSER" >/dev/null 2>&1 && ! psql -XAtq
 fi
 exec pg_dumpall --clean --if-exists --no-password
 `,
+	// MariaDB's own system tables cannot be read back into a server that has them;
+	// its users are dumped as statements instead, and those that exist are kept.
 	MySQL: preamble + `
 MYSQL_PWD=$(secret MARIADB_ROOT_PASSWORD MYSQL_ROOT_PASSWORD) || exit 1
 if [ -n "$MYSQL_PWD" ]; then export MYSQL_PWD; else unset MYSQL_PWD; fi
 dump=mysqldump
 if have mariadb-dump; then dump=mariadb-dump; fi
-exec "$dump" --user=root --single-transaction --quick --all-databases --routines --events --triggers --hex-blob --skip-dump-date
+case $("$dump" --help 2>/dev/null) in
+*--system=*) set -- --ignore-database=mysql --system=users --insert-ignore ;;
+*) set -- ;;
+esac
+exec "$dump" --user=root --single-transaction --quick --all-databases "$@" --routines --events --triggers --hex-blob --skip-dump-date
 `,
 	MongoDB: preamble + `
 user=$(secret MONGO_INITDB_ROOT_USERNAME) || exit 1
@@ -77,7 +81,7 @@ type DumpOf struct {
 // Dumps lists the dumps of a stack. A service that shall be dumped and does not
 // run is an error: its dump cannot be had.
 func Dumps(s *Stack, own []string) ([]DumpOf, error) {
-	policies, err := Policies(s)
+	policies, err := Policies(s, own)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +144,10 @@ func (e *Engine) OpenDump(ctx context.Context, d DumpOf) (io.ReadCloser, error) 
 		s.cancel()
 		return nil, fmt.Errorf("%s: %w", doing, err)
 	}
-	s.process = p
+	s.process, s.keep = p, len(p.mark)
+	if d.Dump.Kind == Redis {
+		s.finish, s.keep = endOfRDB, len(p.mark)+tailOfDump
+	}
 	s.stop = context.AfterFunc(s.ctx, p.conn.Close)
 	return s, nil
 }
@@ -176,6 +183,21 @@ func requirePass(argv []string) string {
 	return ""
 }
 
+// endOfRDB looks at the last bytes of what redis-cli wrote: the end of an RDB
+// file is 0xff and a checksum of 8 bytes. Behind that, redis-cli leaves the 40
+// hexadecimal digits by which the server has announced the end, if it writes to stdout.
+func endOfRDB(tail []byte) ([]byte, error) {
+	const checksum, announced = 8, 40
+	n := len(tail)
+	if n > checksum+announced && tail[n-announced-checksum-1] == 0xff && !bytes.ContainsFunc(tail[n-announced:], func(r rune) bool { return !strings.ContainsRune("0123456789abcdef", r) }) {
+		return tail[:n-announced], nil
+	}
+	if n > checksum && tail[n-checksum-1] == 0xff {
+		return tail, nil
+	}
+	return nil, errors.New("what redis-cli wrote does not end as an RDB file does")
+}
+
 // dumpStream is what a dump writes, up to its mark.
 type dumpStream struct {
 	ctx     context.Context //nolint:containedctx // of the process, which lives as long as the stream
@@ -183,57 +205,70 @@ type dumpStream struct {
 	stop    func() bool
 	doing   string
 	process *process
-	held    []byte // may be the mark
-	any     bool   // something was written
-	err     error  // what Read returns from now on
-	ended   bool   // the process was seen to end
+	// finish may change or refuse the last bytes before the mark.
+	finish func(tail []byte) ([]byte, error)
+	held   []byte // what was read and not passed on
+	keep   int    // so much of it is held back, because it may be the end
+	any    bool   // something was passed on
+	err    error  // what Read returns when nothing is held any more
+	ended  bool   // the process was seen to end
 }
+
+// tailOfDump is how many bytes before the mark are held back for finish.
+const tailOfDump = 49
 
 // Read implements io.Reader.
 func (s *dumpStream) Read(b []byte) (int, error) {
-	if s.err != nil {
-		return 0, s.err
-	}
 	if len(b) == 0 {
 		return 0, nil
 	}
-	// What comes is put behind what is held; all but the length of the mark is passed on.
-	mark := len(s.process.mark)
-	for len(s.held) <= mark {
-		chunk := make([]byte, max(32<<10, len(b)))
-		n, err := s.process.Read(chunk)
-		s.held = append(s.held, chunk[:n]...)
-		if err != nil {
-			s.err = s.end(err)
-			return 0, s.err
+	for s.err == nil && len(s.held) <= s.keep {
+		s.held = slices.Grow(s.held, max(32<<10, len(b)))
+		n, err := s.process.Read(s.held[len(s.held):cap(s.held)])
+		s.held = s.held[:len(s.held)+n]
+		if err == nil {
+			continue
 		}
+		if s.held, s.err = s.end(err); s.err == nil {
+			s.err = io.EOF
+		}
+		s.keep = 0
 	}
-	n := copy(b, s.held[:len(s.held)-mark])
-	s.held = append(s.held[:0], s.held[n:]...)
-	s.any = s.any || n > 0
+	n := copy(b, s.held[:len(s.held)-s.keep])
+	if n == 0 {
+		return 0, s.err
+	}
+	s.held = s.held[:copy(s.held, s.held[n:])]
+	s.any = true
 	return n, nil
 }
 
-// end says how a dump ended whose output has: io.EOF if it is whole.
-func (s *dumpStream) end(err error) error {
+// end says how a dump ended whose output has, and returns its last bytes if it is whole.
+func (s *dumpStream) end(err error) ([]byte, error) {
 	if s.ctx.Err() != nil {
 		err = fmt.Errorf("%s: %w%s", s.doing, context.Cause(s.ctx), s.process.stderr.said())
-		return errors.Join(err, s.kill())
+		return nil, errors.Join(err, s.kill())
 	}
-	if !errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.Join(fmt.Errorf("%s: read its output: %w%s", s.doing, err, s.process.stderr.said()), s.kill())
+	if !errors.Is(err, io.EOF) {
+		return nil, errors.Join(fmt.Errorf("%s: read its output: %w%s", s.doing, err, s.process.stderr.said()), s.kill())
 	}
 	if err := s.process.status(s.ctx); err != nil {
-		return errors.Join(fmt.Errorf("%s: %w", s.doing, err), s.kill())
+		return nil, errors.Join(fmt.Errorf("%s: %w", s.doing, err), s.kill())
 	}
 	s.ended = true
+	tail, whole := bytes.CutSuffix(s.held, []byte(s.process.mark))
 	switch {
-	case string(s.held) != s.process.mark:
-		return fmt.Errorf("%s: it ended, but the connection to the engine did so before all was read", s.doing)
-	case !s.any:
-		return fmt.Errorf("%s: it succeeded and wrote nothing%s", s.doing, s.process.stderr.said())
+	case !whole:
+		return nil, fmt.Errorf("%s: it ended well, but the connection to the engine ended before all was read", s.doing)
+	case !s.any && len(tail) == 0:
+		return nil, fmt.Errorf("%s: it succeeded and wrote nothing%s", s.doing, s.process.stderr.said())
+	case s.finish == nil:
+		return tail, nil
 	}
-	return io.EOF
+	if tail, err = s.finish(tail); err != nil {
+		return nil, fmt.Errorf("%s: %w%s", s.doing, err, s.process.stderr.said())
+	}
+	return tail, nil
 }
 
 func (s *dumpStream) kill() error {
@@ -248,6 +283,7 @@ func (s *dumpStream) kill() error {
 func (s *dumpStream) Close() error {
 	s.stop()
 	defer s.cancel()
+	s.held, s.keep = nil, 0
 	if s.err == nil {
 		s.err = fmt.Errorf("%s: read after close", s.doing)
 	}
@@ -256,82 +292,4 @@ func (s *dumpStream) Close() error {
 		return nil
 	}
 	return s.kill()
-}
-
-// Found is a database that runs.
-type Found struct {
-	Service   string
-	Kind      Kind
-	Container Container
-}
-
-// servers are the names of programs that are databases.
-var servers = map[string]Kind{
-	"postgres": Postgres, "postmaster": Postgres, "mysqld": MySQL, "mariadbd": MariaDB, "mongod": MongoDB,
-	"redis-server": Redis, "valkey-server": Redis, "keydb-server": Redis,
-}
-
-// Databases finds the databases of a stack by the programs that run in its
-// containers: an image may have any name.
-func (e *Engine) Databases(ctx context.Context, s *Stack) ([]Found, error) {
-	var out []Found
-	for _, svc := range s.Services {
-		for _, c := range svc.Containers {
-			if c.State != "running" {
-				continue
-			}
-			top, err := e.api.ContainerTop(ctx, c.ID, nil)
-			if cerrdefs.IsNotFound(err) || cerrdefs.IsConflict(err) {
-				continue // it has ended meanwhile
-			}
-			if err != nil {
-				return out, fmt.Errorf("list the processes of container %s: %w", c.Name, explainAccess(err))
-			}
-			for _, kind := range recognise(top) {
-				found := Found{Service: svc.Name, Kind: kind, Container: c}
-				if !slices.ContainsFunc(out, func(f Found) bool { return f.Service == found.Service && f.Kind == kind }) {
-					out = append(out, found)
-				}
-			}
-		}
-	}
-	return out, nil
-}
-
-// recognise reads a list of processes.
-func recognise(top container.TopResponse) []Kind {
-	column := slices.IndexFunc(top.Titles, func(t string) bool { return t == "CMD" || t == "COMMAND" || t == "ARGS" })
-	if column < 0 {
-		return nil
-	}
-	var out []Kind
-	for _, row := range top.Processes {
-		if column >= len(row) {
-			continue
-		}
-		words := strings.Fields(row[column])
-		if len(words) == 0 {
-			continue
-		}
-		// "/usr/lib/postgresql/17/bin/postgres", "postgres: checkpointer", "redis-server *:6379"
-		name := strings.TrimSuffix(words[0][strings.LastIndexByte(words[0], '/')+1:], ":")
-		if kind, ok := servers[name]; ok && !slices.Contains(out, kind) {
-			out = append(out, kind)
-		}
-	}
-	return out
-}
-
-// Unprotected says which databases would be copied while they write: neither
-// made to stand still nor dumped.
-func Unprotected(p *Plan, found []Found) []string {
-	var out []string
-	for _, f := range found {
-		if !slices.Contains(p.Writers, f.Service) || p.Quiesced(f.Service) || p.Policies[f.Service].Dump.Set() {
-			continue
-		}
-		out = append(out, fmt.Sprintf("service %s runs a database (%s) that keeps writing while its files are read: what is restored may not start; "+
-			"label it %s=stop or pause, or %s=%s", f.Service, f.Kind, labelQuiesce, labelDump, f.Kind))
-	}
-	return out
 }

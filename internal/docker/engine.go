@@ -34,6 +34,9 @@ const defaultSocket = "/var/run/docker.sock"
 // that last, such as exec and stop, have time-outs of their own.
 const answerTimeout = 15 * time.Second
 
+// runGrace is how long a command that was interrupted may take to end well.
+const runGrace = 60 * time.Second
+
 // Engine is a Docker engine.
 type Engine struct {
 	api *client.Client
@@ -43,6 +46,9 @@ type Engine struct {
 	Version, API string
 	// Swarm says whether the engine is a manager of a swarm.
 	Swarm bool
+	// Local says whether the engine is reached by a socket of this machine, and
+	// so sees this machine's files.
+	Local bool
 }
 
 // Connect reaches the engine that DOCKER_HOST (and DOCKER_TLS_VERIFY,
@@ -65,7 +71,7 @@ func connect(ctx context.Context, host string, opts ...client.Opt) (*Engine, err
 	if err != nil {
 		return nil, fmt.Errorf("connect to the Docker engine at %s: %w; look after DOCKER_HOST", host, err)
 	}
-	e := &Engine{api: api}
+	e := &Engine{api: api, Local: strings.HasPrefix(host, "unix://") || strings.HasPrefix(host, "npipe://")}
 	if err := e.greet(ctx); err != nil {
 		api.Close()
 		return nil, fmt.Errorf("connect to the Docker engine at %s: %w", host, explainAccess(err))

@@ -128,7 +128,7 @@ func (p *process) exit(code int) error {
 	case 0:
 		return nil
 	case 126, 127:
-		return fmt.Errorf("exit code %d: it, or sh, is not in the container or cannot be run%s", code, p.stderr.said())
+		return fmt.Errorf("exit code %d: it, or sh, is not in the container or cannot be run, or the engine has lost it%s", code, p.stderr.said())
 	}
 	return fmt.Errorf("exit code %d%s", code, p.stderr.said())
 }
@@ -142,36 +142,51 @@ func (p *process) kill(ctx context.Context) error {
 	p.conn.Close()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 4*killGrace)
 	defer cancel()
-	for _, signal := range []string{"TERM", "KILL"} {
-		// /proc of the container has its own processes alone; those of other users
-		// cannot be read, and were not started here.
-		script := `for d in /proc/[0-9]*; do grep -qs "` + markVariable + "=" + p.mark + `" "$d/environ" && kill -` + signal + ` "${d#/proc/}"; done; :`
-		killer, err := p.engine.start(ctx, p.container, command{script: script, user: p.user})
-		if cerrdefs.IsNotFound(err) {
-			return nil // the container is gone, and its processes with it
+	if err := p.signal(ctx, "TERM", false); err != nil {
+		return err
+	}
+	for left := killGrace; left > 0; left -= pollEvery {
+		if p.ended(ctx) {
+			break
 		}
-		if err != nil {
+		if err := sleep(ctx, pollEvery); err != nil {
 			return p.survives(err)
-		}
-		_, err = io.Copy(io.Discard, killer)
-		killer.conn.Close()
-		if err == nil {
-			err = killer.status(ctx)
-		}
-		if err != nil {
-			return p.survives(err)
-		}
-		for left := killGrace; left > 0; left -= pollEvery {
-			s, err := p.engine.api.ContainerExecInspect(ctx, p.id)
-			if err == nil && !s.Running || cerrdefs.IsNotFound(err) {
-				return nil
-			}
-			if err := sleep(ctx, pollEvery); err != nil {
-				return p.survives(err)
-			}
 		}
 	}
-	return p.survives(errors.New("it outlived SIGKILL"))
+	// What it has started may not have listened; it may even start more meanwhile.
+	return p.signal(ctx, "KILL", true)
+}
+
+// signal sends a signal to all processes that have the mark; if asked, until there are none.
+func (p *process) signal(ctx context.Context, name string, again bool) error {
+	// /proc of the container has its own processes alone; those of other users
+	// cannot be read, and were not started here. One that has ended has no environment.
+	script := fmt.Sprintf(`found=1; while [ $found = 1 ]; do found=0
+for d in /proc/[0-9]*; do grep -qs %s=%s "$d/environ" && kill -%s "${d#/proc/}" && found=%d; done; done; :`,
+		markVariable, p.mark, name, map[bool]int{true: 1}[again])
+	killer, err := p.engine.start(ctx, p.container, command{script: script, user: p.user})
+	if cerrdefs.IsNotFound(err) || cerrdefs.IsConflict(err) && p.ended(ctx) {
+		return nil // the container is gone, and its processes with it
+	}
+	if err != nil {
+		return p.survives(err)
+	}
+	defer killer.conn.Close()
+	stop := context.AfterFunc(ctx, killer.conn.Close)
+	defer stop()
+	if _, err := io.Copy(io.Discard, killer); err != nil {
+		return p.survives(err)
+	}
+	if err := killer.status(ctx); err != nil {
+		return p.survives(err)
+	}
+	return nil
+}
+
+// ended says whether the engine knows that the command has ended.
+func (p *process) ended(ctx context.Context) bool {
+	s, err := p.engine.api.ContainerExecInspect(ctx, p.id)
+	return err == nil && !s.Running || cerrdefs.IsNotFound(err)
 }
 
 func (p *process) survives(err error) error {

@@ -61,7 +61,7 @@ func importShell(ctx context.Context, e *Engine) error {
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	done := map[string]bool{}
-	for _, program := range []string{"sh", "cat", "grep", "id", "mkdir", "rm", "sleep", "touch"} {
+	for _, program := range []string{"sh", "cat", "grep", "id", "mkdir", "rm", "sed", "sleep", "touch"} {
 		path, err := exec.LookPath(program)
 		if err != nil {
 			return err

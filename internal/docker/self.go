@@ -62,6 +62,13 @@ func (e *Engine) Self(ctx context.Context) (*Self, error) {
 	return e.self(ctx, seen)
 }
 
+// Contained says whether this process runs in a container, as far as can be told
+// without an engine.
+func Contained() bool {
+	seen, err := lookAround("/")
+	return err == nil && seen.contained
+}
+
 func (e *Engine) self(ctx context.Context, seen surroundings) (*Self, error) {
 	if !seen.contained {
 		return nil, fmt.Errorf("%w: neither this process's control group nor its mounts tell of one", ErrNoContainer)

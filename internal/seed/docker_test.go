@@ -155,7 +155,9 @@ type project struct {
 	target string
 	env    []string
 	flags  []string // more of the backup service's
-	made   []string // volumes to remove in the end
+	// readOnly is ":ro" where the backup service mounts volumes so.
+	readOnly string
+	made     []string // volumes to remove in the end
 }
 
 func newProject(t *testing.T) *project {
@@ -240,7 +242,7 @@ func (p *project) createBackup(service string) {
 		args = append(args, "-v", "/state")
 	}
 	for vol, what := range p.mounts {
-		args = append(args, "-v", what+":/volumes/"+vol)
+		args = append(args, "-v", what+":/volumes/"+vol+p.readOnly)
 	}
 	for _, e := range p.env {
 		args = append(args, "-e", e)
@@ -371,8 +373,6 @@ func (p *project) untouched(vol string, f func()) {
 	testtree.Compare(p.t, before, p.path(vol), testtree.Options{})
 }
 
-const written = "written-by-app"
-
 func TestAFreshStackIsSeededOverWhatTheImageCopiedIn(t *testing.T) {
 	p := newProject(t)
 	p.create()
@@ -478,8 +478,12 @@ func atOnce(a, b func() result) (ra, rb result) {
 
 func TestTwoReplicasSeedOnce(t *testing.T) {
 	p := newProject(t)
+	for _, v := range p.mounts {
+		p.volume(v)
+	}
+	p.volume(p.state)
+	p.createBackup("backup2") // before the services that depend on it, as Compose does
 	p.create()
-	p.createBackup("backup2")
 	ra, rb := atOnce(p.start, func() result { return p.startService("backup2") })
 	if ra.failed || rb.failed {
 		t.Errorf("failed: %v, %v", ra.Error, rb.Error)
@@ -492,35 +496,58 @@ func TestTwoReplicasSeedOnce(t *testing.T) {
 }
 
 func TestDriverOptsThatBindADirectory(t *testing.T) {
-	for _, full := range []bool{true, false} {
-		t.Run(fmt.Sprint("full=", full), func(t *testing.T) {
+	cases := map[string]struct {
+		file    string // in the directory before
+		mounted string // where the service has it in the image
+		want    seed.Outcome
+	}{
+		"full":  {"mine", "/empty", seed.Left},
+		"empty": {"", "/empty", seed.Filled},
+		// Of a directory that may be anybody's nobody can tell who put the files there.
+		"image copied in": {"", "/data", seed.Left},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
 			p := newProject(t)
 			dir := t.TempDir()
-			if full {
-				if err := os.WriteFile(filepath.Join(dir, "mine"), []byte("precious"), 0o600); err != nil {
+			if c.file != "" {
+				if err := os.WriteFile(filepath.Join(dir, c.file), []byte("precious"), 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
+			p.apps["db"] = c.mounted
 			p.volume(p.mounts["db"], "--opt", "type=none", "--opt", "o=bind", "--opt", "device="+dir)
-			r := p.up()
-			if full {
-				p.want(r, both(seed.Left))
-				if b, _ := os.ReadFile(filepath.Join(dir, "mine")); string(b) != "precious" {
-					t.Errorf("mine is %q", b)
-				}
+			p.create()
+			if c.want == seed.Filled {
+				p.want(p.start(), both(seed.Filled))
+				testtree.Compare(t, p.e.volumes["db"], dir, testtree.Options{})
 				return
 			}
-			// The engine copies into it as well, and then nobody can tell whose that is.
-			if names, _ := os.ReadDir(dir); len(names) == 0 {
-				t.Fatal("the directory is empty")
-			}
-			if db := r.Volumes[0]; db.Outcome == seed.Filled {
-				p.holdsSnapshot("db")
-			} else {
-				p.want(r, both(seed.Left))
-			}
+			before := filepath.Join(t.TempDir(), "before")
+			testtree.Clone(t, dir, before)
+			p.want(p.start(), both(c.want))
+			testtree.Compare(t, before, dir, testtree.Options{})
 		})
 	}
+}
+
+// A service without depends_on may have written before the backup service starts.
+func TestAServiceThatDoesNotWaitKeepsItsData(t *testing.T) {
+	p := newProject(t)
+	p.create()
+	p.must("start", "-a", p.name+"_db")
+	p.untouched("db", func() { p.want(p.start(), both(seed.Left)) })
+}
+
+func TestAFreshVolumeThatIsMountedReadOnlyIsSaid(t *testing.T) {
+	p := newProject(t)
+	p.readOnly = ":ro"
+	r := p.up()
+	if !r.failed || !strings.Contains(r.stderr, "remove `:ro`") {
+		t.Errorf("failed=%v: %s", r.failed, r.stderr)
+	}
+	p.readOnly = ""
+	p.want(p.again(), both(seed.Filled))
 }
 
 func TestABindMountIsFreshOnlyIfNothingLiesThere(t *testing.T) {
@@ -743,6 +770,29 @@ func TestTheWindowIsKnownWhateverTheContainerIsCalled(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A plain user cannot look into a directory of the database's. That it may be empty
+// must not let the stack start without its data.
+func TestAVolumeThatCannotBeReadIsAnErrorAndNoVerdict(t *testing.T) {
+	p := newProject(t)
+	p.flags = []string{"--user=1000:1000"}
+	p.state = t.TempDir()
+	for dir := p.state; dir != os.TempDir(); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := p.up()
+	if !r.failed || !strings.Contains(r.stderr, "cannot be looked through") || !strings.Contains(r.stderr, "BACKUPD_SEED=off") {
+		t.Errorf("failed=%v: %s", r.failed, r.stderr)
+	}
+	if rec, err := seed.Records(p.state, "shop"); len(rec) > 0 || err != nil {
+		t.Errorf("%v, %v", rec, err)
+	}
+	p.flags = []string{"--user=0:0"}
+	// The window has moved, so that what the image copied into db is in doubt now; uploads is empty.
+	p.want(p.again("NAMED=uploads"), map[string]seed.Outcome{"uploads": seed.Filled})
 }
 
 func TestSeedingThatIsOffWritesNothing(t *testing.T) {

@@ -19,20 +19,31 @@ import (
 // Observe looks at a volume without changing anything.
 func Observe(ctx context.Context, v Volume) (*Observation, error) {
 	o := &Observation{Volume: v}
-	root, err := openDir(v.Path)
+	path, err := filepath.EvalSymlinks(v.Path)
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look at volume %s: %w", v.Name, err)
+	}
+	st, err := statPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("look at volume %s: stat %s: %w", v.Name, path, err)
+	}
+	o.Identity = Identity{Inode: st.inode, Born: st.born}
+	o.Mtime = st.mtime
+	if err := o.observeMount(path); err != nil {
+		return nil, fmt.Errorf("look at volume %s: %w", v.Name, err)
+	}
+	root, err := openDir(path)
+	if errors.Is(err, os.ErrPermission) {
+		o.Unreadable = err.Error()
+		return o, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("look at volume %s: %w", v.Name, err)
 	}
 	defer root.Close()
-	st, err := statFd(int(root.Fd()))
-	if err != nil {
-		return nil, fmt.Errorf("look at volume %s: stat %s: %w", v.Name, v.Path, err)
-	}
-	o.Identity = Identity{Inode: st.inode, Born: st.born}
-	o.Mtime = st.mtime
-	if err := o.observeMount(); err != nil {
-		return nil, fmt.Errorf("look at volume %s: %w", v.Name, err)
-	}
 	w := observer{o: o, dev: st.dev}
 	if err := w.dir(ctx, root, ""); err != nil {
 		return nil, fmt.Errorf("look at volume %s: %w", v.Name, err)
@@ -40,24 +51,17 @@ func Observe(ctx context.Context, v Volume) (*Observation, error) {
 	return o, nil
 }
 
-func (o *Observation) observeMount() error {
-	real, err := filepath.EvalSymlinks(o.Path)
-	if err == nil {
-		real, err = filepath.Abs(real)
-	}
-	if err != nil {
-		return err
-	}
+func (o *Observation) observeMount(path string) error {
 	list, err := ownMounts()
 	if err != nil {
 		return err
 	}
-	if m, ok := at(list, real); ok {
+	if m, ok := at(list, path); ok {
 		o.Plain = plainVolume.MatchString(m.root)
 	}
 	var sfs unix.Statfs_t
-	if err := unix.Statfs(real, &sfs); err != nil {
-		return &os.PathError{Op: "statfs", Path: real, Err: err}
+	if err := unix.Statfs(path, &sfs); err != nil {
+		return &os.PathError{Op: "statfs", Path: path, Err: err}
 	}
 	o.ReadOnly = sfs.Flags&unix.ST_RDONLY != 0
 	return nil

@@ -246,10 +246,10 @@ func (f *flow) open(ctx context.Context) error {
 
 func (f *flow) close() {
 	for _, l := range f.locks {
-		l.Close()
+		_ = l.Close() // gives its lock back
 	}
 	if f.ledger != nil {
-		f.ledger.Close()
+		_ = f.ledger.Close()
 	}
 }
 
@@ -310,7 +310,7 @@ func (f *flow) lockVolumes(ctx context.Context) (busy map[string]bool, err error
 	for _, v := range f.Volumes {
 		d, err := openDir(v.Path)
 		if err != nil {
-			return nil, fmt.Errorf("look at volume %s: %w", v.Name, err)
+			continue // Observe says it
 		}
 		f.locks = append(f.locks, d)
 		id, err := identify(d)

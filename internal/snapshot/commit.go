@@ -37,9 +37,13 @@ func (r *Repository) commit(ctx context.Context, w store.Writer, m *Manifest) (s
 	withdraw := func(why error) (string, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		// First the record: another run may have this one as its parent by now, and
-		// prune stops at a manifest that vanished without a word. It may not be permitted.
-		_ = r.putRecord(ctx, w, m.Stack, record{Snapshot: id, Sequence: m.Sequence, Reason: "withdrawn by its writer", Withdrawn: true})
+		// By a record: the manifest goes on telling prune which packs are its, and
+		// another run may have it as its parent by now. An agent's record hides
+		// nothing, and not all may write one.
+		err := r.putRecord(ctx, w, m.Stack, record{Snapshot: id, Sequence: m.Sequence, Reason: "withdrawn by its writer", Withdrawn: r.keys != nil && !r.keys.CanRead()})
+		if err == nil && (r.keys == nil || r.keys.CanRead()) && r.stillInForce(ctx) == nil {
+			return "", why
+		}
 		if err := w.Delete(ctx, key); err != nil {
 			return "", fmt.Errorf("%w; the incomplete snapshot %s could not be withdrawn: %w", why, id, err)
 		}
@@ -79,6 +83,9 @@ func (r *Repository) stillThere(ctx context.Context, m *Manifest) error {
 	if err != nil {
 		return err
 	}
+	if missing, err = r.reallyMissing(ctx, m, missing); err != nil {
+		return err
+	}
 	if len(missing) > 0 {
 		return fmt.Errorf("%s vanished or has another size than was written (%d objects in all); look after the target, then run the backup again", missing[0], len(missing))
 	}
@@ -95,6 +102,23 @@ func (r *Repository) stillThere(ctx context.Context, m *Manifest) error {
 		}
 	}
 	return fmt.Errorf("%w: its parent, snapshot %.8s, is gone; run the backup again", ErrCondemned, m.Parent)
+}
+
+// reallyMissing looks for each of the objects that a listing lacked: there are
+// services whose listings lag behind.
+func (r *Repository) reallyMissing(ctx context.Context, m *Manifest, keys []string) ([]string, error) {
+	sizes := m.sizes()
+	for i, key := range keys {
+		info, err := r.store.Stat(ctx, key)
+		if err == nil && info.Size == sizes[key] {
+			continue
+		}
+		if err != nil && !errors.Is(err, store.ErrNotExist) {
+			return nil, err
+		}
+		return keys[i:], nil // one is enough
+	}
+	return nil, nil
 }
 
 // noneCondemned makes sure that no prune is removing what a snapshot needs.

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -59,8 +60,9 @@ func (i *intents) renew(ctx context.Context) error {
 	return nil
 }
 
-// put writes a pack, which the intent that is renewed before covers: packs of
-// which no intent ever told would be nobody's garbage.
+// put writes a pack, between two renewals: packs of which no intent tells would
+// be nobody's garbage. The second is for a run that was suspended in between, and
+// whose intents a prune removed meanwhile.
 func (i *intents) put(ctx context.Context, key string, data []byte) error {
 	if err := i.renew(ctx); err != nil {
 		return err
@@ -68,7 +70,8 @@ func (i *intents) put(ctx context.Context, key string, data []byte) error {
 	i.mu.Lock()
 	i.packs = true
 	i.mu.Unlock()
-	return i.w.Put(ctx, key, data)
+	err := i.w.Put(ctx, key, data)
+	return cmp.Or(err, i.renew(ctx))
 }
 
 // begin writes the first intent, and renews it while the run reads and has

@@ -453,7 +453,7 @@ func (s *survey) explained() error {
 		return fmt.Errorf("%w: snapshot %s, %s, is not there, and no record says that it was forgotten: somebody deleted it, or the target's listing lacks it; nothing was deleted. Bring it back, or say that it is meant: `backupd forget %s`", ErrDamaged, id, of, id)
 	}
 	for _, m := range s.manifests {
-		if m.Manifest != nil {
+		if m.Manifest != nil && !m.Forgotten {
 			if err := gone(m.Manifest.Parent, fmt.Sprintf("the parent of %.8s", m.ID)); err != nil {
 				return err
 			}

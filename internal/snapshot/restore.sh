@@ -98,9 +98,16 @@ manifest() {
 	plain "$1" | zstd -dcq | head -n 1
 }
 
+# forgotten MANIFEST: it is not wanted any more, and a prune will delete it. In an
+# encrypted repository such a record may be anybody's, and this script cannot check it.
+forgotten() {
+	[ -z "$overhead" ] && [ -e "${1%/snapshots/*}/forgotten/${1##*/}" ]
+}
+
 if [ $# -eq 0 ]; then
 	for f in "$repo"/stacks/*/snapshots/*; do
 		[ -f "$f" ] || die "there is no snapshot in $repo"
+		! forgotten "$f" || continue
 		manifest "$f" | jq -r --arg id "${f##*-}" '"\($id)  \(.finished[0:19])  \(.stack)  \([.volumes[].name] | join(" "))"'
 	done
 	exit
@@ -110,7 +117,7 @@ snapshot=$1 stack=$2 volume=$3 dir=$4
 
 at=$(directory "$repo/stacks" "$stack")
 case $snapshot in
-latest) found=$(ls "$at/snapshots" 2>/dev/null | sort -n | tail -n 1) ;;
+latest) found=$(ls "$at/snapshots" 2>/dev/null | sort -n | while read -r f; do forgotten "$at/snapshots/$f" || echo "$f"; done | tail -n 1) ;;
 *) found=$(ls "$at/snapshots" 2>/dev/null | grep -e "-$snapshot" || true) ;;
 esac
 [ -n "$found" ] || die "stack $stack has no snapshot $snapshot in $repo; without arguments this script lists them"
