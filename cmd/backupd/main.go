@@ -126,8 +126,8 @@ with the restore.sh that lies in it.
 	f.BoolVar(&a.json, "json", false, "print results as JSON")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress, no notices; errors and results only")
 	root.AddCommand(
-		a.backupCommand(), a.restoreCommand(), a.snapshotsCommand(), a.showCommand(), a.lsCommand(),
-		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.initCommand(), a.keyCommand(), a.versionCommand(), a.targetsTopic(),
+		a.backupCommand(), a.restoreCommand(), a.withSizes(a.snapshotsCommand()), a.showCommand(), a.lsCommand(),
+		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.forgetCommand(), a.pruneCommand(), a.initCommand(), a.keyCommand(), a.versionCommand(), a.targetsTopic(),
 	)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", snapshot.ErrUsage, err) })
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd) }
