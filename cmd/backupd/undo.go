@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/targets/directory"
@@ -47,9 +46,8 @@ func (k *keeper) keep(ctx context.Context, u snapshot.UndoRequest) error {
 	if err := os.MkdirAll(k.next, 0o700); err != nil {
 		return err
 	}
-	var free syscall.Statfs_t
-	if err := syscall.Statfs(k.next, &free); err == nil && int64(free.Bavail)*int64(free.Bsize) < u.Bytes {
-		return fmt.Errorf("%s would have to be kept, and %s has %s left; free space, or name another with --state-dir", size(u.Bytes), k.next, size(int64(free.Bavail)*int64(free.Bsize)))
+	if free, known := freeSpace(k.next); known && free < u.Bytes {
+		return fmt.Errorf("%s would have to be kept, and %s has %s left; free space, or name another with --state-dir", size(u.Bytes), k.next, size(free))
 	}
 	st, err := directory.Open(k.next)
 	if err != nil {

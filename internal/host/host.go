@@ -37,8 +37,11 @@ func Run(ctx context.Context, o Options) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if p.Backup == nil {
+	switch {
+	case p.Backup == nil:
 		return 0, p.WhyNoBackup
+	case p.WhyNotRun != nil:
+		return 0, p.WhyNotRun
 	}
 	if p.Backup.Image == "" {
 		return 0, fmt.Errorf("run backupd in service %s of %s: it has no image; name one in it", p.Backup.Name, p.Files[0])

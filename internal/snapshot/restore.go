@@ -142,6 +142,9 @@ func (m *Manifest) volumeNames() []string {
 // run does the steps in their order. From the mark's writing to its removal
 // the volume passes for no data, whatever happens.
 func (r *restore) run(ctx context.Context) error {
+	if err := r.v.pg.fetchAll(ctx); err != nil {
+		return err
+	}
 	fresh, err := r.prepare(ctx)
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ const (
 	// tarsAhead bounds what is fetched at a time, beside the leaf that is needed.
 	tarsAhead = 1 << 20
 	// tarReaders is how many reads of it are under way at a time.
-	tarReaders = 16
+	tarReaders = 32
 )
 
 func (t *tars) get(ref pack.Ref) []byte {
@@ -135,4 +135,17 @@ func (v *volumeReader) fetchTars(ctx context.Context, refs []pack.Ref, next []in
 		})
 	}
 	return g.Wait()
+}
+
+// readTarsAhead fetches the first headers of the nodes section, as many as nodes will at once.
+func (v *volumeReader) readTarsAhead(ctx context.Context) error {
+	cur, err := index.NewCursor(ctx, v.pg, v.vol.Nodes, nil)
+	if err != nil {
+		return err
+	}
+	if ok, err := cur.Next(); err != nil || !ok {
+		return err
+	}
+	_, err = v.tar(ctx, cur.Item().Page.Tar, cur.Following())
+	return err
 }
