@@ -883,7 +883,7 @@ func TestEverySnapshotThatWasReportedRestores(t *testing.T) {
 // course is a course of events in which a rule is needed.
 type course struct {
 	rule  string
-	out   broken // the rule taken out
+	out   broken    // the rule taken out
 	write []suspend // of the writer, whose parent is the newest snapshot
 	// forget, which forgets the parent, waits for this; "" for no forgetting.
 	forget string

@@ -4,5 +4,5 @@ package snapshot
 
 import "time"
 
-// uptime is not told here: where a target has no clock of its own, nothing is pruned.
+// uptime is not asked for.
 func uptime() (boot string, since time.Duration) { return "", 0 }
