@@ -70,8 +70,9 @@ bench: ## the benchmarks of docs/benchmarks.md
 image: ## the image, IMAGE (backupd:latest), for PLATFORMS; HOSTGO=1 builds the binary outside Docker
 	@IMAGE='$(IMAGE)' PLATFORMS='$(PLATFORMS)' GO_IMAGE='$(GO_IMAGE)' VERSION='$(VERSION)' REVISION='$(REVISION)' tools/image
 
-demo: build ## a volume is backed up, lost and restored
-	@test/demo.sh bin/backupd
+demo: ## a stack is used, snapshotted, wiped, and comes up again with its data
+	@IMAGE=backupd:demo PLATFORMS=native HOSTGO=1 VERSION='$(VERSION)' REVISION='$(REVISION)' tools/image
+	@test/demo.sh backupd:demo
 
 clean: ## removes what was built
 	rm -rf bin

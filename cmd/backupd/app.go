@@ -183,7 +183,13 @@ func volumes(flags []string) ([]snapshot.Source, error) {
 	var out []snapshot.Source
 	for _, f := range flags {
 		name, path, ok := strings.Cut(f, "=")
-		if !ok || path == "" {
+		if !ok { // one that is mounted where all are
+			path = filepath.Join(volumesDir, f)
+			if st, err := os.Stat(path); err != nil || !st.IsDir() || strings.Contains(f, "/") {
+				return nil, fmt.Errorf("%w: --volume %q: there is no directory %s; write it as NAME=PATH, as in --volume data=/srv/data", snapshot.ErrUsage, f, path)
+			}
+		}
+		if path == "" {
 			return nil, fmt.Errorf("%w: --volume %q: write it as NAME=PATH, as in --volume data=/volumes/data", snapshot.ErrUsage, f)
 		}
 		abs, err := filepath.Abs(path)

@@ -137,8 +137,12 @@ func (a *app) checks() map[string]func(string) error {
 		return func(text string) error { return withoutUsage(snapshot.CheckName(what, text)) }
 	}
 	return map[string]func(string) error{
-		"stack":  name("stack"),
-		"tag":    name("tag"),
+		"stack": name("stack"),
+		"tag":   name("tag"),
+		"keep": func(text string) error {
+			_, err := snapshot.ParsePolicy(text)
+			return withoutUsage(err)
+		},
 		"target": func(text string) error { return targets.Check(text, targets.Options{}) },
 	}
 }

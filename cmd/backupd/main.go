@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/disko/backupd/internal/seed"
 	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/snapshot/sealed"
 	"github.com/disko/backupd/internal/store"
@@ -98,7 +99,7 @@ func exitCode(err error, started bool) int {
 	case errors.Is(err, snapshot.ErrDamaged), errors.Is(err, sealed.ErrForged), errors.Is(err, snapshot.ErrSetBack):
 		return exitDamage
 	case errors.Is(err, snapshot.ErrNoRepository), errors.Is(err, snapshot.ErrForeign), errors.Is(err, snapshot.ErrNoSnapshot),
-		errors.Is(err, snapshot.ErrNoVolume), errors.Is(err, store.ErrNoTarget):
+		errors.Is(err, snapshot.ErrNoVolume), errors.Is(err, store.ErrNoTarget), errors.Is(err, seed.ErrNoSnapshot):
 		return exitNotFound
 	}
 	return exitFailed

@@ -18,7 +18,7 @@ import (
 )
 
 // workerCommands are what an agent may have done by a worker.
-var workerCommands = []string{"backup", "seed"}
+var workerCommands = []string{"backup", "seed", "restore"}
 
 // workerCommand is what runs in the containers that an agent makes: it reads a
 // request from stdin and answers on stdout.

@@ -175,7 +175,6 @@ type resolver struct {
 	layers   []*layer
 	problems Problems
 	c        Config
-	read     map[string]bool // files of secrets whose content was taken
 }
 
 func (r *resolver) wrong(v value, key, format string, args ...any) {

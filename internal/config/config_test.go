@@ -116,7 +116,7 @@ policies:
 
 func TestTheStrongestPlaceCounts(t *testing.T) {
 	src := given("keep: file\nexclude: file\ntag: file\norigin: file", "BACKUPD_KEEP=environment", "BACKUPD_EXCLUDE=a, b", "BACKUPD_TAG=", "BACKUPD_FORCE=true", "HOME=/")
-	src.Flags = append(slices.Clone(flags), Flag{Name: "keep", Type: "string", Given: []string{"flag"}})
+	src.Flags = append(slices.Clone(flags), Flag{Name: "keep", Type: "string", EnvironmentOnly: true, Given: []string{"flag"}})
 	src.Labels = map[string]string{"backupd.keep": "label", "backupd.origin": "label", "backupd.seed": "off", "backupd.quiesce": "none", "other": "x"}
 	c := load(t, src)
 	p := c.Policies[0]

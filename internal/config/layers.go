@@ -106,10 +106,10 @@ func readLabels(t *table, labels map[string]string) *layer {
 func readFlags(t *table, flags []Flag) *layer {
 	out := newLayer()
 	for _, f := range flags {
-		if f.Given == nil || f.EnvironmentOnly {
+		s, ok := t.get(f.Name)
+		if f.Given == nil || !ok {
 			continue
 		}
-		s, _ := t.get(f.Name)
 		texts := f.Given
 		if s.kind != list && len(texts) == 1 {
 			texts = s.split(texts[0])

@@ -81,7 +81,7 @@ type DumpOf struct {
 // Dumps lists the dumps of a stack. A service that shall be dumped and does not
 // run is an error: its dump cannot be had.
 func Dumps(s *Stack, own []string) ([]DumpOf, error) {
-	policies, err := Policies(s)
+	policies, err := Policies(s, own)
 	if err != nil {
 		return nil, err
 	}

@@ -11,19 +11,15 @@ import (
 	"testing/fstest"
 
 	"github.com/docker/docker/api/types/container"
+
+	"github.com/disko/backupd/internal/teststack"
 )
 
 // newDatabase is a stage whose containers have a database's programs.
 func newDatabase(t *testing.T, image string) *stage {
 	t.Helper()
 	s := newStage(t)
-	s.image = "backupd-test/" + image
-	if _, err := s.api.ImageInspect(t.Context(), s.image); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skipf("needs the image %s (test/images makes it): %v", s.image, err)
-	}
+	s.image = teststack.Images(t, image)[0]
 	return s
 }
 

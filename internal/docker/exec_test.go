@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,6 +83,108 @@ func (p *proxy) cut() {
 	}
 }
 
+func TestAnEngineThatIsRestartedIsWaitedFor(t *testing.T) {
+	s := newStage(t)
+	data := s.volume("data")
+	c := s.add(part{service: "a", mounts: []string{data + ":/data"}})
+	p, e := s.proxy(func(*http.Request) bool { return true })
+	q := e.Quiescer(QuiesceOptions{Project: s.project, Volumes: []string{data}, StateDir: s.state, Run: "r"})
+	s.must(q.Freeze(t.Context()))
+	p.cut()
+	p.Listener.Close()
+	thawed := make(chan error)
+	go func() { thawed <- q.Thaw(t.Context()) }()
+	listener, err := net.Listen("tcp", p.Listener.Addr().String())
+	s.must(err)
+	select {
+	case err := <-thawed:
+		t.Fatalf("thawed without an engine: %v", err)
+	default:
+	}
+	back := httptest.NewUnstartedServer(p.Config.Handler)
+	back.Listener.Close()
+	back.Listener = listener
+	back.Start()
+	t.Cleanup(back.Close)
+	s.must(<-thawed)
+	s.wantStates("thawed", []string{c}, "running")
+}
+
+// shortened passes a stream's first bytes alone, and then ends it well: as a
+// proxy between the engine and a client does that gives up.
+func (s *stage) shortened(limit int64) *Engine {
+	s.t.Helper()
+	host, err := client.ParseHostURL(s.api.DaemonHost())
+	s.must(err)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	s.must(err)
+	s.t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				up, err := net.Dial(host.Scheme, host.Host)
+				if err != nil {
+					return
+				}
+				defer up.Close()
+				var streams atomic.Bool
+				go func() {
+					b := make([]byte, 32<<10)
+					for {
+						n, err := c.Read(b)
+						if bytes.Contains(b[:n], []byte("Upgrade: tcp")) {
+							streams.Store(true)
+						}
+						if _, werr := up.Write(b[:n]); err != nil || werr != nil {
+							return
+						}
+					}
+				}()
+				passed := int64(-1) // of the stream, which begins behind the answer's headers
+				b := make([]byte, 4<<10)
+				for {
+					n, err := up.Read(b)
+					if end := bytes.Index(b[:n], []byte("\r\n\r\n")); passed < 0 && streams.Load() && end >= 0 {
+						passed = int64(-end - 4)
+						n = int(min(int64(n), limit-passed))
+						passed += int64(n)
+					} else if passed >= 0 {
+						n = int(min(int64(n), limit-passed)) // the rest is read and dropped
+						passed += int64(n)
+					}
+					if _, werr := c.Write(b[:n]); err != nil || werr != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	e, err := connect(s.t.Context(), l.Addr().String(), client.WithHost("tcp://"+l.Addr().String()))
+	s.must(err)
+	s.t.Cleanup(func() { e.Close() })
+	return e
+}
+
+func TestADumpThatIsCutShortIsNoDump(t *testing.T) {
+	s := newStage(t)
+	id := s.add(part{service: "db"})
+	const command = `printf aaaa; sleep 0.2; printf bbbb; sleep 0.2`
+	if whole, err := s.dump(s.shortened(1<<30), id, Dump{Command: command}); whole != "aaaabbbb" || err != nil {
+		t.Fatalf("got %q, %v", whole, err)
+	}
+	// A frame is a header of 8 bytes and what was written.
+	for limit, want := range map[int64]string{0: "before all was read", 5: "unexpected EOF", 11: "unexpected EOF", 12: "before all was read", 24: "before all was read", 40: "unexpected EOF"} {
+		if got, err := s.dump(s.shortened(limit), id, Dump{Command: command}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("cut after %d bytes: got %q, %v", limit, got, err)
+		}
+	}
+}
+
 func get(r *http.Request) bool { return r.Method == http.MethodGet || r.Method == http.MethodHead }
 
 func TestAProxyThatForbidsIsToldApartAndNothingIsTouched(t *testing.T) {
@@ -138,7 +242,16 @@ func TestAProxyThatForbidsIsToldApartAndNothingIsTouched(t *testing.T) {
 		if err := q.Pre(t.Context()); !errors.Is(err, ErrMayNot) || !Demanded(err) {
 			t.Errorf("pre: %v", err)
 		}
-		_, err := e.OpenDump(t.Context(), DumpOf{"hooked", Container{ID: c}, Dump{Command: "echo x"}})
+		// The default alone would be left out, but a hook is asked for.
+		_, reading := s.proxy(get)
+		q = reading.Quiescer(QuiesceOptions{Project: s.project, Volumes: []string{data}, StateDir: s.state, Run: "r"})
+		p, err := q.Plan(t.Context())
+		s.must(err)
+		p.Steps = slices.DeleteFunc(p.Steps, func(s Step) bool { return s.Asked })
+		if err := q.Check(t.Context(), p); !Demanded(err) || !strings.Contains(err.Error(), "run hooks") {
+			t.Errorf("check: %v", err)
+		}
+		_, err = e.OpenDump(t.Context(), DumpOf{"hooked", Container{ID: c}, Dump{Command: "echo x"}})
 		if !errors.Is(err, ErrMayNot) || !Demanded(err) {
 			t.Errorf("dump: %v", err)
 		}
@@ -178,7 +291,7 @@ func TestHooksRunAroundTheFreezeInTheOrderOfTheServices(t *testing.T) {
 func TestAPreHookThatFailsIsAnErrorWithItsLastWordsAndPostRunsAllTheSame(t *testing.T) {
 	s := newStage(t)
 	c := s.add(part{service: "app", labels: map[string]string{
-		"backupd.pre": "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo line $i; done; echo oh no >&2; exit 7", "backupd.post": "touch /tmp/post",
+		"backupd.pre": "exec >&2; for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo line $i; done; echo oh no; exit 7", "backupd.post": "touch /tmp/post",
 	}})
 	q := s.quiescer()
 	err := q.Pre(t.Context())

@@ -59,13 +59,21 @@ func (q *Quiescer) owe(posts []HookStep) error {
 	return q.journal.intend(list)
 }
 
-// Post runs the hooks that come after the thaw, whether or not ctx is cancelled.
-// One that fails does not keep the others from being run.
+// Post runs the hooks that come after the thaw, whether or not ctx is cancelled;
+// a deadline of ctx counts that has not passed yet. One that fails does not keep
+// the others from being run.
 func (q *Quiescer) Post(ctx context.Context) error {
 	if q.journal == nil {
 		return nil
 	}
+	deadline, bounded := ctx.Deadline()
+	bounded = bounded && ctx.Err() == nil
 	ctx = context.WithoutCancel(ctx)
+	if bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline)
+		defer cancel()
+	}
 	var errs []error
 	for _, e := range slices.DeleteFunc(q.journal.open(), func(e *entry) bool { return e.Act != actPost }) {
 		q.hands.reach("before post %s", e.Name)

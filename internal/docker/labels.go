@@ -107,12 +107,16 @@ var serviceLabels = []string{
 	labelDrill, labelDrill + ".user", labelDrill + ".timeout",
 }
 
-// Policies reads the labels of all services of a stack, by their name. The error
-// has everything that is wrong with any of them.
-func Policies(s *Stack) (map[string]Policy, error) {
+// Policies reads the labels of all services of a stack, by their name, but for
+// those that run backupd: own are the ids of known ones, and labels on them are
+// settings. The error has everything that is wrong with any of them.
+func Policies(s *Stack, own []string) (map[string]Policy, error) {
 	out := map[string]Policy{}
 	var errs []error
 	for i := range s.Services {
+		if s.Services[i].owned(own) {
+			continue
+		}
 		p, err := ParsePolicy(s.Services[i].Name, s.Services[i].Labels)
 		if err != nil {
 			errs = append(errs, err)

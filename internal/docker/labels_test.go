@@ -48,7 +48,9 @@ func TestWrongLabelsAreRefusedAllAtOnce(t *testing.T) {
 		}},
 		{Name: "web", Labels: map[string]string{"backupd.quiesce": "halt", "backupd.dump": "", "backupd.drill": "x", "backupd.drill.timeout": "-1s", "backupd.drill.user": "a b"}},
 		{Name: "cache", Labels: map[string]string{"backupd.quiesce": "pause", "backupd.quiesce.timeout": "1s"}},
-	}})
+		{Name: "backup", Labels: map[string]string{"backupd.schedule": "@daily"}, Containers: []Container{{ID: "own"}}},
+		{Name: "another", Labels: map[string]string{"backupd.schedule": "@daily"}, Containers: []Container{{ID: "x", Labels: map[string]string{labelTitle: "backupd"}}}},
+	}}, []string{"own"})
 	if err == nil {
 		t.Fatal("no error")
 	}

@@ -11,6 +11,7 @@ import (
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/client"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -73,12 +74,17 @@ func (q *Quiescer) Plan(ctx context.Context) (*Plan, error) {
 }
 
 // Check says before anything is done whether the engine would allow the plan: an
-// error that is ErrMayNot if not.
+// error that is ErrMayNot if not. If that is not Demanded, the hooks are allowed,
+// and only Freeze is not.
 func (q *Quiescer) Check(ctx context.Context, p *Plan) error {
-	if err := q.mayFreeze(ctx, p.Steps); err != nil {
+	err := q.mayFreeze(ctx, p.Steps)
+	if err != nil && (Demanded(err) || !errors.Is(err, ErrMayNot)) {
 		return err
 	}
-	return q.mayHook(ctx, p)
+	if herr := q.mayHook(ctx, p); herr != nil {
+		return herr
+	}
+	return err
 }
 
 // Warnings are what was found that did not stop anything, in the order it was met.
@@ -280,6 +286,8 @@ const (
 	// settleTime is how long a request that was sent by a process that died may
 	// take until its effect is seen, beyond the grace of a stop.
 	settleTime = 2 * time.Second
+	// outage is how long an engine may be away when something has to go on.
+	outage = 30 * time.Second
 	// atOnce bounds the requests at the same time.
 	atOnce = 16
 )
@@ -352,13 +360,21 @@ func (h *hands) undoOne(ctx context.Context, e *entry) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait+margin)
 	defer cancel()
-	for ; ; wait -= pollEvery {
+	for patience := outage; ; wait -= pollEvery {
 		still, err := h.still(ctx, e)
-		if err != nil {
-			return e.unresumed(explainAccess(err))
+		if err == nil && still {
+			err = h.resume(ctx, e)
+			if err == nil {
+				return nil
+			}
 		}
-		if still {
-			return h.resume(ctx, e)
+		if err != nil {
+			// An engine that is being restarted comes back.
+			if patience <= 0 || !client.IsErrConnectionFailed(err) || sleep(ctx, pollEvery) != nil {
+				return e.unresumed(explainAccess(err))
+			}
+			patience -= pollEvery
+			continue
 		}
 		if wait <= 0 {
 			return nil
@@ -410,7 +426,7 @@ func (h *hands) resume(ctx context.Context, e *entry) error {
 	if still, serr := h.still(ctx, e); serr == nil && !still {
 		return nil
 	}
-	return e.unresumed(explainAccess(err))
+	return err
 }
 
 // pollEvery is how often something is looked at that is about to change.

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"slices"
@@ -71,7 +72,7 @@ type PlanInput struct {
 // One that only reads needs nothing. A label decides otherwise, also for
 // services that mount nothing.
 func NewPlan(in PlanInput) (*Plan, error) {
-	policies, err := Policies(in.Stack)
+	policies, err := Policies(in.Stack, in.Own)
 	if err != nil {
 		return nil, err
 	}
@@ -121,10 +122,13 @@ func heights(services []Service) map[string]int {
 	return out
 }
 
-// owned says whether a service is backupd's own: also its other replicas and
-// what is left over from `compose run`.
+// owned says whether a service runs backupd: by the ids that are known, which
+// stand for its other replicas and for what is left over from `compose run`, too,
+// or by its image or label. An agent that is not this one may seed or back up right now.
 func (s *Service) owned(own []string) bool {
-	return slices.ContainsFunc(s.Containers, func(c Container) bool { return slices.Contains(own, c.ID) })
+	return slices.ContainsFunc(s.Containers, func(c Container) bool {
+		return slices.Contains(own, c.ID) || c.Labels[labelTitle] == "backupd" || strings.EqualFold(c.Labels[labelAgent], "true")
+	})
 }
 
 // writes says whether a service can write to any of the volumes.
@@ -251,7 +255,7 @@ func (s *Service) running() *Container {
 func (p *Plan) warnOfOthers(in PlanInput) {
 	for _, c := range in.Others {
 		_, worker := c.Labels[labelWorker]
-		if worker || slices.Contains(in.Own, c.ID) || c.State != "running" || c.Labels[labelProject] == p.Project {
+		if worker || slices.Contains(in.Own, c.ID) || c.State != "running" || c.project() == p.Project {
 			continue
 		}
 		for _, v := range in.Volumes {
@@ -259,13 +263,16 @@ func (p *Plan) warnOfOthers(in PlanInput) {
 				continue
 			}
 			whose := "no project"
-			if other := c.Labels[labelProject]; other != "" {
+			if other := c.project(); other != "" {
 				whose = "project " + other
 			}
 			p.warn("container %s of %s writes to volume %s and keeps running: files may change while they are read", c.Name, whose, v)
 		}
 	}
 }
+
+// project is the Compose project or the Swarm stack that a container belongs to.
+func (c *Container) project() string { return cmp.Or(c.Labels[labelProject], c.Labels[labelStack]) }
 
 func (p *Plan) warn(format string, args ...any) {
 	p.Warnings = append(p.Warnings, fmt.Sprintf(format, args...))

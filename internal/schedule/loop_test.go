@@ -37,7 +37,7 @@ func (m *machine) set(text string) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	m.skew.Store(int64(at.Sub(time.Now())))
+	m.skew.Store(int64(time.Until(at)))
 }
 
 // until lets time pass until the machine's clock shows a time.

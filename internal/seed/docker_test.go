@@ -373,8 +373,6 @@ func (p *project) untouched(vol string, f func()) {
 	testtree.Compare(p.t, before, p.path(vol), testtree.Options{})
 }
 
-const written = "written-by-app"
-
 func TestAFreshStackIsSeededOverWhatTheImageCopiedIn(t *testing.T) {
 	p := newProject(t)
 	p.create()
@@ -480,8 +478,12 @@ func atOnce(a, b func() result) (ra, rb result) {
 
 func TestTwoReplicasSeedOnce(t *testing.T) {
 	p := newProject(t)
+	for _, v := range p.mounts {
+		p.volume(v)
+	}
+	p.volume(p.state)
+	p.createBackup("backup2") // before the services that depend on it, as Compose does
 	p.create()
-	p.createBackup("backup2")
 	ra, rb := atOnce(p.start, func() result { return p.startService("backup2") })
 	if ra.failed || rb.failed {
 		t.Errorf("failed: %v, %v", ra.Error, rb.Error)

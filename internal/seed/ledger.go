@@ -158,12 +158,12 @@ func OpenLedger(ctx context.Context, dir string, waiting func()) (*Ledger, error
 		return nil, fmt.Errorf("open the ledger: %w; the state directory must be a volume that can be written", err)
 	}
 	if err := wait(ctx, f, 0, waiting); err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("lock the ledger %s: %w", f.Name(), err)
 	}
 	l := &Ledger{dir: dir, lock: f}
 	if l.book, err = readBook(dir); err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, err
 	}
 	return l, nil

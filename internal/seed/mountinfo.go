@@ -101,25 +101,36 @@ var plainVolume = regexp.MustCompile(`/volumes/[^/]+/_data$`)
 
 // containerFile is a file that an engine keeps for one container and mounts
 // into it: docker's containers/ID/hostname; podman's overlay-containers/ID/userdata/hostname.
-var containerFile = regexp.MustCompile(`/(?:containers|overlay-containers)/([0-9a-f]{64})/(?:userdata/)?hostname$`)
+var containerFile = regexp.MustCompile(`/(?:containers|overlay-containers)/([0-9a-f]{64})/(?:userdata/)?(?:hostname|hosts|resolv\.conf)$`)
 
-func containerID(list []mount) (string, bool) {
-	m, ok := at(list, "/etc/hostname")
-	if !ok {
-		return "", false
+// hostname is where a container has its host name. The engine makes the file when the
+// container is started first, and only fills it again when it is started later.
+const hostname = "/etc/hostname"
+
+// containerOf returns the container that a file in /etc is kept for.
+func containerOf(list []mount, path string) (string, bool) {
+	if m, ok := at(list, path); ok {
+		if hit := containerFile.FindStringSubmatch(m.root); hit != nil {
+			return hit[1], true
+		}
 	}
-	hit := containerFile.FindStringSubmatch(m.root)
-	if hit == nil {
-		return "", false
-	}
-	return hit[1], true
+	return "", false
 }
 
-// OwnContainerID returns the id of the container that this process runs in:
-// the one whose hostname file is mounted at /etc/hostname. It says so of the
-// rootless engine and of cgroup v1 and v2 alike, because it asks neither; and it does not
-// trust the host name, which users override. A container that shares another's
-// network (network: container:X) has the other's file, so callers that have an engine
+func containerID(list []mount) (string, bool) {
+	for _, path := range []string{hostname, "/etc/hosts", "/etc/resolv.conf"} { // users mount their own over some
+		if id, ok := containerOf(list, path); ok {
+			return id, true
+		}
+	}
+	return "", false
+}
+
+// OwnContainerID returns the id of the container that this process runs in: the
+// one whose hostname file is mounted at /etc/hostname. That is so with the
+// rootless engine and with cgroup v1 and v2 alike, because they are not asked; nor is the host
+// name, which users override. A container that has another's network (network:
+// container:X) has the other's file, so callers that have an engine
 // compare that container's mounts with their own. False where there is none.
 func OwnContainerID() (string, bool) {
 	list, err := ownMounts()

@@ -9,11 +9,13 @@ const id64 = "b2f6ef28e6374c4064067ee0b9eec9f3b45a76a8702a8eac86aaab6053160a87"
 
 // Lines as they were seen, by engine.
 var mountLines = map[string]string{
-	"docker 20.10, ext4":  `88 69 254:0 /var/lib/docker/containers/` + id64 + `/hostname /etc/hostname rw,relatime - ext4 /dev/vda rw,discard`,
-	"docker, own disk":    `612 590 8:17 /containers/` + id64 + `/hostname /etc/hostname rw,relatime master:3 - xfs /dev/sdb1 rw,attr2`,
-	"docker, btrfs":       `612 590 0:33 /@docker/containers/` + id64 + `/hostname /etc/hostname rw,relatime - btrfs /dev/sda2 rw,subvol=/@docker`,
-	"rootless":            `1240 1210 254:0 /home/me/.local/share/docker/containers/` + id64 + `/hostname /etc/hostname rw,nosuid,nodev - ext4 /dev/vda rw`,
-	"podman":              `700 690 0:25 /containers/overlay-containers/` + id64 + `/userdata/hostname /etc/hostname rw,nosuid - tmpfs tmpfs rw,size=1k`,
+	"docker 20.10, ext4": `88 69 254:0 /var/lib/docker/containers/` + id64 + `/hostname /etc/hostname rw,relatime - ext4 /dev/vda rw,discard`,
+	"docker, own disk":   `612 590 8:17 /containers/` + id64 + `/hostname /etc/hostname rw,relatime master:3 - xfs /dev/sdb1 rw,attr2`,
+	"docker, btrfs":      `612 590 0:33 /@docker/containers/` + id64 + `/hostname /etc/hostname rw,relatime - btrfs /dev/sda2 rw,subvol=/@docker`,
+	"rootless":           `1240 1210 254:0 /home/me/.local/share/docker/containers/` + id64 + `/hostname /etc/hostname rw,nosuid,nodev - ext4 /dev/vda rw`,
+	"podman":             `700 690 0:25 /containers/overlay-containers/` + id64 + `/userdata/hostname /etc/hostname rw,nosuid - tmpfs tmpfs rw,size=1k`,
+	"hostname of the user's": "88 69 254:0 /srv/hostname /etc/hostname rw - ext4 /dev/vda rw\n" +
+		`89 69 254:0 /var/lib/docker/containers/` + id64 + `/hosts /etc/hosts rw - ext4 /dev/vda rw`,
 	"another's namespace": `88 69 254:0 /var/lib/docker/containers/` + id64 + `/hostname /etc/hostname rw shared:5 master:1 propagate_from:2 - ext4 /dev/vda rw`,
 }
 
@@ -30,7 +32,7 @@ func TestOwnContainerIsFoundByItsHostnameFile(t *testing.T) {
 	for _, line := range []string{
 		`88 69 254:0 /etc/hostname /etc/hostname rw - ext4 /dev/vda rw`, // mounted by the user
 		`88 69 254:0 /var/lib/docker/containers/short/hostname /etc/hostname rw - ext4 /dev/vda rw`,
-		`88 69 254:0 /var/lib/docker/containers/` + id64 + `/hosts /etc/hosts rw - ext4 /dev/vda rw`,
+		`88 69 254:0 /var/lib/docker/containers/` + id64 + `/config.v2.json /etc/hosts rw - ext4 /dev/vda rw`,
 		``,
 	} {
 		list, err := parseMounts(strings.NewReader(line))

@@ -246,10 +246,10 @@ func (f *flow) open(ctx context.Context) error {
 
 func (f *flow) close() {
 	for _, l := range f.locks {
-		l.Close()
+		_ = l.Close() // gives its lock back
 	}
 	if f.ledger != nil {
-		f.ledger.Close()
+		_ = f.ledger.Close()
 	}
 }
 

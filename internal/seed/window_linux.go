@@ -2,16 +2,17 @@ package seed
 
 import "time"
 
-// Where our own container tells its age.
-const (
-	dockerenv = "/.dockerenv"   // made when the container is created
-	hostname  = "/etc/hostname" // made at its first start, and only filled again at later ones
-)
+// dockerenv is made when a container is created.
+const dockerenv = "/.dockerenv"
 
 // OwnWindow reads the window of the container that this process runs in. It is
 // zero where that cannot be known: outside of a container, and with other engines than Docker's.
 func OwnWindow() Window {
-	if _, ok := OwnContainerID(); !ok {
+	list, err := ownMounts()
+	if err != nil {
+		return Window{}
+	}
+	if _, ok := containerOf(list, hostname); !ok {
 		return Window{}
 	}
 	created, err := statPath(dockerenv)

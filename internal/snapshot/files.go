@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"sync"
 
-	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/disko/backupd/internal/snapshot/index"
 	"github.com/disko/backupd/internal/snapshot/pack"
@@ -44,28 +45,69 @@ func (v *volumeReader) files(ctx context.Context, want func(e *index.Entry) bool
 	if err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(8, 2*runtime.GOMAXPROCS(0))) // while most wait for the target, some decode and write
-	w := &fileReader{v: v, g: g, ctx: ctx, open: open}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w := &fileReader{v: v, ctx: ctx, open: open, jobs: make(chan job, maxQueued/jobWeight), room: semaphore.NewWeighted(maxQueued)}
+	var failed error
+	var once sync.Once
+	var workers sync.WaitGroup
+	for range max(8, 2*runtime.GOMAXPROCS(0)) { // while most wait for the target, some decode and write
+		workers.Go(func() {
+			for j := range w.jobs { // all of them, after an error too: each has files to abort
+				if err := j.do(); err != nil {
+					once.Do(func() { failed = err; cancel() })
+				}
+				w.room.Release(j.weight)
+			}
+		})
+	}
 	if err = w.windows(cur, want); err != nil {
 		_ = w.abandon() // err is the cause
 	}
-	if gerr := g.Wait(); gerr != nil && (err == nil || errors.Is(err, context.Canceled)) {
-		err = gerr
+	close(w.jobs)
+	workers.Wait()
+	if failed != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		err = failed
 	}
 	return err
 }
 
 type fileReader struct {
 	v    *volumeReader
-	g    *errgroup.Group
 	ctx  context.Context //nolint:containedctx // lives as long as the one call that made it
 	open openSink
+
+	jobs chan job            // for the workers
+	room *semaphore.Weighted // for what waits in jobs
 
 	pieces []piece // asked for and not begun
 	larges int     // large files, open, that some of them are of
 
 	heads heads // of large files that are not open yet
+}
+
+// job is a read and what is done with it.
+type job struct {
+	do     func() error
+	weight int64
+}
+
+const (
+	// maxQueued bounds the entries that wait for the workers: enough that these
+	// have work while the next headers are waited for.
+	maxQueued = 2 * window
+	// jobWeight is what a job counts beside its entries.
+	jobWeight = 256
+)
+
+// queue hands a job to the workers; false where the run was given up.
+func (w *fileReader) queue(entries int, do func() error) bool {
+	weight := min(int64(entries)+jobWeight, maxQueued)
+	if w.room.Acquire(w.ctx, weight) != nil {
+		return false
+	}
+	w.jobs <- job{do, weight}
+	return true
 }
 
 func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) error {
@@ -175,7 +217,7 @@ func (w *fileReader) slots(entries []index.Entry) error {
 			return err
 		}
 		if len(refs) == 1 {
-			w.read(piece{ref: refs[0], use: func(raw []byte) error { return w.group(raw, members) }})
+			w.read(piece{ref: refs[0], entries: n, use: func(raw []byte) error { return w.group(raw, members) }})
 		} else {
 			w.wide(refs, members)
 		}
@@ -185,7 +227,7 @@ func (w *fileReader) slots(entries []index.Entry) error {
 
 // wide reads a group of several frames: one with more attributes than a frame holds.
 func (w *fileReader) wide(refs []pack.Ref, members []index.Entry) {
-	w.g.Go(func() error {
+	w.queue(len(members), func() error {
 		var group []byte
 		for _, run := range runs(refs) {
 			err := w.v.fetch(w.ctx, run, func(_ int, raw []byte) error {

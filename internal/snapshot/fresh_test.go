@@ -108,7 +108,7 @@ func TestFreshRestoreThatEndedIsGoneOnWith(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		faulty.Hook = at(int(faulty.Ops())+k, storetest.FailBefore)
+		faulty.Hook = at(faulty.Ops()+k, storetest.FailBefore)
 		_, err = r.Restore(context.Background(), m, RestoreOptions{Volume: "data", Path: dir, Fresh: &f})
 		if err == nil {
 			break // it has no k-th operation

@@ -142,6 +142,9 @@ func (m *Manifest) volumeNames() []string {
 // run does the steps in their order. From the mark's writing to its removal
 // the volume passes for no data, whatever happens.
 func (r *restore) run(ctx context.Context) error {
+	if err := r.v.pg.fetchAll(ctx); err != nil {
+		return err
+	}
 	fresh, err := r.prepare(ctx)
 	if err != nil {
 		return err
@@ -156,6 +159,7 @@ func (r *restore) run(ctx context.Context) error {
 	if err := r.dest.WriteMark(append(text, '\n')); err != nil {
 		return err
 	}
+	defer r.v.beginTars(ctx)()
 	steps := []func(context.Context) error{r.discard, r.removeOthers, r.findStandIns, r.makeDirs, r.writeFiles, r.writeSpecials, r.writeLinks, r.finishDirs}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {

@@ -16,6 +16,8 @@ import (
 // through that section several times, and its frames are small and lie far apart:
 // each for itself would make a distant target's delay count as often.
 type tars struct {
+	ahead sync.WaitGroup // for what is fetched in the background
+
 	mu     sync.Mutex
 	frames map[pack.Ref][]byte
 	order  []pack.Ref
@@ -28,7 +30,7 @@ const (
 	// tarsAhead bounds what is fetched at a time, beside the leaf that is needed.
 	tarsAhead = 1 << 20
 	// tarReaders is how many reads of it are under way at a time.
-	tarReaders = 16
+	tarReaders = 32
 )
 
 func (t *tars) get(ref pack.Ref) []byte {
@@ -135,4 +137,23 @@ func (v *volumeReader) fetchTars(ctx context.Context, refs []pack.Ref, next []in
 		})
 	}
 	return g.Wait()
+}
+
+// beginTars fetches the first headers of the nodes section, as many as nodes
+// will at once, while something else is done. end waits for it.
+func (v *volumeReader) beginTars(ctx context.Context) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	v.tars.ahead.Go(func() {
+		cur, err := index.NewCursor(ctx, v.pg, v.vol.Nodes, nil)
+		if err != nil {
+			return
+		}
+		if ok, err := cur.Next(); err == nil && ok {
+			_, _ = v.tar(ctx, cur.Item().Page.Tar, cur.Following()) // nodes meets the same error
+		}
+	})
+	return func() {
+		cancel()
+		v.tars.ahead.Wait()
+	}
 }

@@ -10,9 +10,6 @@ import (
 	"github.com/disko/backupd/internal/snapshot/tarstream"
 )
 
-// ErrReplaced says that an entry is no longer of the type that the walk saw.
-var ErrReplaced = errors.New("was replaced by something else while it was read")
-
 // File is a regular file of a source, open for reading.
 type File struct {
 	fd int

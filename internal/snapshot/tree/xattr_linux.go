@@ -3,7 +3,6 @@ package tree
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,19 +19,6 @@ const (
 	// maxXattr bounds one value; Linux itself stops at 64 KiB.
 	maxXattr = 1 << 20
 )
-
-// XattrSizeError says that a file has an attribute, or names of attributes,
-// too large to be read.
-type XattrSizeError struct {
-	Name string // empty: the list of names
-}
-
-func (e *XattrSizeError) Error() string {
-	if e.Name == "" {
-		return "the names of the extended attributes are too many to be read"
-	}
-	return fmt.Sprintf("extended attribute %s is larger than can be read (1 MiB at the most)", e.Name)
-}
 
 // carried says which attributes belong to a file rather than to the machine
 // that it lies on: labels and measurements of the latter (security.selinux,

@@ -1,5 +1,3 @@
-//go:build linux
-
 package tree
 
 import (
@@ -11,9 +9,6 @@ import (
 
 	"github.com/disko/backupd/internal/snapshot/tarstream"
 )
-
-// IncompleteMark is the file in a volume's root that says: a restore did not end here.
-const IncompleteMark = ".backupd-incomplete"
 
 // maxMark bounds the text of a mark, which anyone may have put there, in bytes.
 const maxMark = 64 << 10

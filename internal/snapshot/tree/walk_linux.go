@@ -48,16 +48,6 @@ type Node struct {
 	self *dir // of a directory that could be opened
 }
 
-// Visitor is told of entries by Walk.
-type Visitor interface {
-	// Skip is asked before an entry is opened; if true it is not visited, nor
-	// is anything below it.
-	Skip(n *Node) bool
-	// Visit is called for each entry in the order of paths, a directory before
-	// what is below it. The node stays valid until it is released.
-	Visit(n *Node) error
-}
-
 // OpenSource opens the directory path for reading.
 func OpenSource(path string) (*Source, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

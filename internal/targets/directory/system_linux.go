@@ -59,3 +59,14 @@ func writeDirect(f *os.File, data []byte) (n int, err error) {
 	}
 	return n, err
 }
+
+// renameNew renames a file unless that would replace another.
+func renameNew(from, to string) error {
+	return unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+}
+
+// noFollow opens no symlink, and waits for no FIFO.
+const noFollow = unix.O_NOFOLLOW | unix.O_NONBLOCK
+
+// unlink removes a file. It is not os.Remove: a directory is a prefix of keys and no object.
+func unlink(path string) error { return unix.Unlink(path) }

@@ -1,11 +1,8 @@
-//go:build linux
-
 package tree
 
 import (
 	"container/list"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"strconv"
@@ -16,14 +13,6 @@ import (
 
 	"github.com/disko/backupd/internal/snapshot/tarstream"
 )
-
-// DestOptions say how a tree is written.
-type DestOptions struct {
-	// NoOwner leaves every entry to whoever restores it. Then what gives an
-	// owner's power to others is left out too, silently: the set-uid and
-	// set-gid bits and security.capability were meant for another owner.
-	NoOwner bool
-}
 
 // Dest is a tree that is written. Each entry is reached through a descriptor
 // of its directory, which was opened below the root's without following any
@@ -44,51 +33,12 @@ type Dest struct {
 	gone uint64             // counts what was dropped because its directory went
 }
 
-// OwnerError says that an owner could not be set: usually for want of root's rights.
-type OwnerError struct {
-	Path     string
-	UID, GID uint32
-	Err      error
-}
-
-func (e *OwnerError) Error() string {
-	return fmt.Sprintf("give %s to user %d, group %d: %v", quote(e.Path), e.UID, e.GID, e.Err)
-}
-
-// Unwrap returns the cause.
-func (e *OwnerError) Unwrap() error { return e.Err }
-
-// XattrError says that an extended attribute could not be set or removed. All
-// else of the entry was done. Some file systems say ENOSPC of a value that
-// they have no room for, however empty they are. Where several attributes failed,
-// the error is a join of these.
-type XattrError struct {
-	Path, Name string
-	Err        error
-}
-
-func (e *XattrError) Error() string {
-	return fmt.Sprintf("set attribute %s of %s: %v", e.Name, quote(e.Path), e.Err)
-}
-
-// Unwrap returns the cause.
-func (e *XattrError) Unwrap() error { return e.Err }
-
 var (
 	// errSwapped: what we made or saw a moment ago is something else now.
 	errSwapped = errors.New("was replaced by another process meanwhile")
 	errMark    = errors.New("is the name of the mark of unfinished restores")
 	errType    = errors.New("is of another type")
 )
-
-// MakeRoot makes a directory for a tree where only its last component is missing.
-func MakeRoot(dir string) error {
-	err := os.Mkdir(dir, 0o755)
-	if err == nil || errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	return err
-}
 
 // OpenDest opens the directory root, itself possibly a symlink to one, for writing a tree into it.
 func OpenDest(root string, o DestOptions) (*Dest, error) { return openDest(root, o, false) }
@@ -162,20 +112,4 @@ func (d *Dest) newEntry(p string) (up *handle, name string, err error) {
 		return nil, "", act("create", p, fs.ErrExist)
 	}
 	return d.entry(p)
-}
-
-// quote shortens and quotes a path for a message.
-func quote(p string) string {
-	if len(p) > 200 {
-		return strconv.Quote(p[:100]) + "..." + strconv.Quote(p[len(p)-60:])
-	}
-	return strconv.Quote(p)
-}
-
-// act gives an error the act and the path.
-func act(what, p string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return &fs.PathError{Op: what, Path: quote(p), Err: err}
 }
