@@ -70,6 +70,10 @@ func TestInitAsksBeforeItWrites(t *testing.T) {
 func TestAProjectWithoutABackupServiceIsNotRun(t *testing.T) {
 	t.Chdir(t.TempDir())
 	o := Options{Notice: func(string) {}}
+	if _, err := Run(context.Background(), o); err == nil || errors.Is(err, compose.ErrNoFile) {
+		t.Errorf("without a command: %v", err)
+	}
+	o.Args = []string{"restore"}
 	if _, err := Run(context.Background(), o); !errors.Is(err, compose.ErrNoFile) {
 		t.Errorf("without a file: %v", err)
 	}
