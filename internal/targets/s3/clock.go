@@ -65,7 +65,7 @@ func (t *Target) LockedUntil(ctx context.Context, key string) (time.Time, error)
 			return time.Time{}, ctx.Err()
 		}
 		if err != nil || conf.ObjectLockConfiguration == nil || conf.ObjectLockConfiguration.ObjectLockEnabled == "" {
-			t.unlocked.Store(true) // it has none, or does not tell
+			t.unlocked.Store(true)  // it has none, or does not tell
 			return time.Time{}, nil //nolint:nilerr // then a delete that is refused tells
 		}
 		t.lockable.Store(true)
