@@ -1,25 +1,40 @@
 # The image: one static binary on nothing. It builds with BuildKit and with
-# the classic builder of Engine 20.10. Without a registry `make image` builds
-# the stage "base" and puts a binary made by the host's Go on top.
+# the classic builder of Engine 20.10. Without a registry, tools/image lets the
+# host's Go make what the stage "build" makes.
 ARG GO_IMAGE=golang:1.26
 
 FROM scratch AS base
 ARG VERSION=dev
+ARG REVISION=
 LABEL org.opencontainers.image.title="backupd" \
-      org.opencontainers.image.description="Backs up and restores the volumes of a Docker Compose stack" \
+      org.opencontainers.image.description="Backs up the volumes of a Docker Compose stack, and seeds fresh ones" \
       org.opencontainers.image.source="https://github.com/disko/backupd" \
+      org.opencontainers.image.documentation="https://github.com/disko/backupd#readme" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="$VERSION"
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION"
+# Others wait for a healthy backup service before they start, so it is asked
+# often; a seed may take a day and is "starting" until then, never "unhealthy".
+HEALTHCHECK --interval=2s --timeout=10s --start-period=24h --retries=3 CMD ["/backupd", "health"]
 ENTRYPOINT ["/backupd"]
+CMD ["serve"]
+# No VOLUME: an anonymous state volume would be lost with each new container,
+# and with it the memory of what was seeded. The Compose file names one.
 
-FROM ${GO_IMAGE} AS build
+# The classic builder knows no BUILDPLATFORM; "linux" is its own.
+FROM --platform=${BUILDPLATFORM:-linux} ${GO_IMAGE} AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY cmd cmd
 COPY internal internal
+COPY tools/rootfs tools/rootfs
 ARG VERSION=dev
-RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" -o /backupd ./cmd/backupd
+ARG TARGETARCH=
+ARG TARGETVARIANT=
+RUN CGO_ENABLED=0 GOARCH="$TARGETARCH" GOARM="${TARGETVARIANT#v}" \
+    go build -tags image -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" -o /backupd ./cmd/backupd
+RUN tools/rootfs /backupd /rootfs
 
 FROM base
-COPY --from=build /backupd /backupd
+COPY --from=build /rootfs /

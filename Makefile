@@ -1,9 +1,11 @@
 # `make` prints the targets. Everything a target needs beyond Go is named by
 # CONTRIBUTING.md and installed by .ci/run.
 
-IMAGE    ?= backupd:dev
+IMAGE    ?= backupd:latest
+PLATFORMS ?= amd64 arm64 armv7
 GO_IMAGE ?= golang:1.26
 FUZZTIME ?= 10s
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || cat VERSION 2>/dev/null || echo dev)
 # For example: make test TESTFLAGS='-run Restore -v'
 TESTFLAGS ?=
@@ -14,7 +16,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test servers race check static format fmt vet lint vuln fuzz bench image demo clean
+.PHONY: help build test servers parts e2e race check static format fmt vet lint vuln fuzz bench image demo clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,25 +24,32 @@ help: ## this list
 build: ## the static binary, bin/backupd
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/backupd ./cmd/backupd
 
-test: ## every test
-	go test -timeout 20m $(TESTFLAGS) ./...
+test: ## every test but those that run whole stacks
+	go test -timeout 20m $(TESTFLAGS) $$(go list ./... | grep -v /test/e2e)
+
+e2e: parts ## whole stacks on a real engine: the image, the examples, end to end
+	go test -timeout 15m $(TESTFLAGS) ./test/e2e/...
 
 servers: ## the S3 servers and rclone that tests start, into .cache; tests build what is missing
 	test/servers
 
-race: ## every test, under the race detector
-	go test -race -timeout 40m $(TESTFLAGS) ./...
+parts: ## Compose and the images that stacks in tests are made of; made once
+	test/compose
+	test/images
+
+race: ## every test but whole stacks, under the race detector
+	go test -race -timeout 40m $(TESTFLAGS) $$(go list ./... | grep -v /test/e2e)
 
 check: static race ## what a change must pass: format, vet, lint, import rules, known holes, tests with -race
 
 static: format vet lint vuln ## the part of check that runs nothing of ours
 
 format: ## shows what gofumpt would change
-	@rc=0; $(TOOL) gofumpt -d cmd internal $(wildcard bench) || rc=$$?; \
+	@rc=0; $(TOOL) gofumpt -d cmd internal bench test/e2e || rc=$$?; \
 	if [ $$rc != 0 ]; then echo 'format: run "make fmt"'; fi; exit $$rc
 
 fmt: ## formats in place
-	$(TOOL) gofumpt -w cmd internal $(wildcard bench)
+	$(TOOL) gofumpt -w cmd internal bench test/e2e
 
 vet:
 	go vet ./...
@@ -58,11 +67,12 @@ fuzz: ## every fuzz target for FUZZTIME (10s)
 bench: ## the benchmarks of docs/benchmarks.md
 	go run ./bench $(BENCHFLAGS)
 
-image: ## the image, IMAGE (backupd:dev); HOSTGO=1 builds the binary outside Docker
-	@IMAGE='$(IMAGE)' GO_IMAGE='$(GO_IMAGE)' VERSION='$(VERSION)' MAKE='$(MAKE)' tools/image
+image: ## the image, IMAGE (backupd:latest), for PLATFORMS; HOSTGO=1 builds the binary outside Docker
+	@IMAGE='$(IMAGE)' PLATFORMS='$(PLATFORMS)' GO_IMAGE='$(GO_IMAGE)' VERSION='$(VERSION)' REVISION='$(REVISION)' tools/image
 
-demo: build ## a volume is backed up, lost and restored
-	@test/demo.sh bin/backupd
+demo: ## a stack is used, snapshotted, wiped, and comes up again with its data
+	@IMAGE=backupd:demo PLATFORMS=native HOSTGO=1 VERSION='$(VERSION)' REVISION='$(REVISION)' tools/image
+	@test/demo.sh backupd:demo
 
 clean: ## removes what was built
 	rm -rf bin

@@ -61,7 +61,7 @@ func (b *bench) startS3(ctx context.Context) (*s3Server, error) {
 	if err := errors.Join(l.Close(), os.MkdirAll(filepath.Join(dir, "data", s3Bucket), 0o755), os.Mkdir(filepath.Join(dir, "meta"), 0o755)); err != nil {
 		return nil, err
 	}
-	s.cmd = exec.Command(".cache/servers/versitygw", "--port", s.addr, "--region", "us-east-1", "--quiet", "posix", "--sidecar", filepath.Join(dir, "meta"), filepath.Join(dir, "data"))
+	s.cmd = exec.Command(".cache/servers/versitygw", "--port", s.addr, "--keep-alive", "--region", "us-east-1", "--quiet", "posix", "--sidecar", filepath.Join(dir, "meta"), filepath.Join(dir, "data"))
 	s.cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s3Key, "ROOT_SECRET_KEY="+s3Secret)
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {

@@ -1,51 +1,69 @@
 #!/usr/bin/env bash
-# usage: test/demo.sh BACKUPD
-# The main job on a small volume: back up, lose everything, restore, compare.
-# It works in a temporary directory and leaves nothing behind.
+# usage: test/demo.sh IMAGE
+# The main job on a small stack: data are written and snapshotted, everything is
+# wiped, and `docker compose up` brings the stack up again with its data. It
+# leaves nothing behind.
 set -euo pipefail
-backupd=$(realpath "$1")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export BACKUPD_IMAGE=$1
+
+# The user's Compose if there is one that knows what the file says; else the tests'.
+if ! docker compose version >/dev/null 2>&1; then
+	test/compose
+	export DOCKER_CONFIG=$PWD/.cache/docker-config
+fi
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-export BACKUPD_STATE_DIR=$work/state
+export REPOSITORY=backupd-demo-$$-repository # outlives the stack, as a bucket would
+docker volume create "$REPOSITORY" >/dev/null
+compose() { docker compose --progress quiet -p "backupd-demo-$$" --project-directory "$work" -f "$work/compose.yaml" "$@"; }
+cleanup() {
+	local rc=$?
+	[ $rc = 0 ] || compose logs --tail 20 backup >&2 || true
+	compose down -v --timeout 5 >/dev/null 2>&1 || true
+	docker volume rm -f "$REPOSITORY" >/dev/null 2>&1 || true
+	docker rmi backupd-demo/application:latest >/dev/null 2>&1 || true
+	rm -rf "$work"
+}
+trap cleanup EXIT
+cp test/demo/compose.yaml "$work/"
 
 step() { printf '\n== %s\n' "$*"; }
 run() {
-	printf '$ backupd %s\n' "$*"
-	"$backupd" "$@"
+	printf '$ docker compose %s\n' "$*"
+	compose "$@"
 }
-# Everything about an entry but its inode and its directory's size.
-listing() {
-	(cd "$1" && find . -printf '%p %y %M %n %U:%G %T@ %l ' \( -type f -printf '%s' -o -true \) -printf '\n' | LC_ALL=C sort)
-}
+page() { compose exec -T application /demo get /; }
 
-step "A volume with some data"
-mkdir -p data/shop/images data/empty
-seq 1 20000 >data/shop/orders.csv
-for i in $(seq 1 200); do echo "article $i" >"data/shop/article-$i.txt"; done
-head -c 3000000 /dev/urandom >data/shop/images/photo.jpg
-truncate -s 20M data/sparse.img
-ln -s shop/orders.csv data/latest
-ln data/shop/orders.csv data/orders-again.csv
-chmod 750 data/shop
-chmod 600 data/shop/orders.csv
-touch -d '2001-02-03 04:05:06.789' data/shop/article-1.txt data/empty
-cp -a data original
-echo "$(find data -type f | wc -l) files"
+step "A stack: an application, its two volumes, and backupd"
+mkdir "$work/application"
+CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w' -o "$work/application/demo" ./test/demo
+# The volumes' directories hold a file of the image, which Docker copies into new
+# volumes before anything runs: a volume that is "not empty" and yet has no data.
+mkdir -p "$work/application/root/data" "$work/application/root/pictures"
+mv "$work/application/demo" "$work/application/root/demo"
+echo "of the image" >"$work/application/root/pictures/placeholder"
+printf 'FROM scratch\nCOPY root /\nENTRYPOINT ["/demo"]\n' >"$work/application/Dockerfile"
+docker build -q -t backupd-demo/application:latest "$work/application" >/dev/null 2>"$work/log" || { cat "$work/log" >&2; exit 1; }
+run up -d
 
-step "Back it up"
-run backup --target "backups" --stack demo --volume data=data
-run snapshots --target "backups" --stack demo
+step "Somebody uses it"
+for i in 1 2 3; do echo "Guest $i was here" | compose exec -T application /demo post /; done
+head -c 300000 /dev/urandom >"$work/photo.jpg"
+compose exec -T application /demo post /pictures/photo.jpg <"$work/photo.jpg"
+page | tee "$work/before"
 
-step "Lose it"
-find data -mindepth 1 -delete
-echo "$(find data -mindepth 1 | wc -l) entries are left"
+step "A snapshot"
+run exec -T backup backupd backup
 
-step "Restore it"
-run restore --target "backups" --stack demo --volume data=data
+step "Everything is lost: containers, volumes, state"
+run down -v
+echo "$(docker volume ls -q --filter "label=com.docker.compose.project=backupd-demo-$$" | wc -l) volumes are left"
+
+step "Somebody types docker compose up, and nothing else"
+run up -d
+page | tee "$work/after"
 
 step "Compare"
-diff -r --no-dereference original data
-diff <(listing original) <(listing data)
-echo "identical: contents, owners, modes, times and links"
+diff "$work/before" "$work/after"
+echo "identical: the stack came up with its data"

@@ -15,22 +15,60 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/disko/backupd/internal/snapshot"
+	"github.com/disko/backupd/internal/worker"
 )
 
 // app is what the commands share: the common flags and where to print.
 type app struct {
 	stdout, stderr io.Writer
+	argv           []string // the command line, without the program's name
 	targets        []string
 	stack          string
+	origin         string
 	stateDir       string
 	secrets        secrets
 	target         targetFlags
+	surroundings   surroundings
+	worker         *worker.Agent // who is told, in a worker; else nil
+	config         configFlags
 	json, quiet    bool
 	started        bool   // a command's own work began: errors are no usage errors any more
 	interrupted    string // what an interrupt leaves, where the common sentence is wrong
 
-	mu      sync.Mutex
-	closers []io.Closer // of targets
+	closers *closers // of targets
+}
+
+// closers are what is to be closed when a piece of work is done.
+type closers struct {
+	mu   sync.Mutex
+	list []io.Closer
+}
+
+func (c *closers) add(x io.Closer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.list = append(c.list, x)
+}
+
+// close closes all: targets' connections and child processes.
+func (c *closers) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, x := range c.list {
+		_ = x.Close() // all that counts was answered
+	}
+	c.list = nil
+}
+
+// scope is the same app, with targets of its own, which end closes: for work that
+// is done again and again by a process that lasts.
+func (a *app) scope(targets []string) (b *app, end func()) {
+	own := *a
+	own.closers = &closers{}
+	if len(targets) > 0 {
+		own.targets = targets
+	}
+	return &own, own.closers.close
 }
 
 // volumesDir is where the Compose examples mount volumes.
@@ -145,7 +183,13 @@ func volumes(flags []string) ([]snapshot.Source, error) {
 	var out []snapshot.Source
 	for _, f := range flags {
 		name, path, ok := strings.Cut(f, "=")
-		if !ok || path == "" {
+		if !ok { // one that is mounted where all are
+			path = filepath.Join(volumesDir, f)
+			if st, err := os.Stat(path); err != nil || !st.IsDir() || strings.Contains(f, "/") {
+				return nil, fmt.Errorf("%w: --volume %q: there is no directory %s; write it as NAME=PATH, as in --volume data=/srv/data", snapshot.ErrUsage, f, path)
+			}
+		}
+		if path == "" {
 			return nil, fmt.Errorf("%w: --volume %q: write it as NAME=PATH, as in --volume data=/volumes/data", snapshot.ErrUsage, f)
 		}
 		abs, err := filepath.Abs(path)

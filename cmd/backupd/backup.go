@@ -8,18 +8,24 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/disko/backupd/internal/agent"
 	"github.com/disko/backupd/internal/snapshot"
 )
 
 func (a *app) backupCommand() *cobra.Command {
 	var vols []string
-	var o snapshot.BackupOptions
+	var b agent.Backup
+	var quiesce string
 	cmd := &cobra.Command{
 		Use:   "backup",
 		Short: "Take a snapshot of volumes",
 		Long: `Take a snapshot of volumes. The first backup creates the repository; later
 ones store what changed since the last. The snapshot's id is printed when it
 is complete and durable; before that, and after any failure, there is none.
+
+With a Docker engine at hand, services that write to the volumes stand still
+while what changed meanwhile is read again: for seconds. Labels say how
+("backupd.quiesce=stop|pause|none"), and which dumps and hooks to run.
 
 PATTERN: * ? [a-z] match within a name, ** any number of directories. One with
 a slash begins at the volume's root ("cache/**"), any other matches a name at any
@@ -32,58 +38,86 @@ is for that volume.
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&vols, "volume", nil, "NAME=PATH of a volume; may be repeated (default: every directory below /volumes)")
-	f.StringArrayVar(&o.Exclude, "exclude", nil, "PATTERN of what to leave out; may be repeated")
-	f.StringArrayVar(&o.Tags, "tag", nil, "name for the snapshot; may be repeated")
-	f.BoolVar(&o.CrossMounts, "cross-mounts", false, "take also what is mounted inside a volume")
-	f.StringVar(&o.Origin, "origin", "", "name of this installation; a change of it has everything read once")
-	cmd.RunE = a.runs(func(ctx context.Context, _ []string) error { return a.backup(ctx, vols, o) })
+	f.StringArrayVar(&b.Exclude, "exclude", nil, "PATTERN of what to leave out; may be repeated")
+	f.StringArrayVar(&b.Tags, "tag", nil, "name for the snapshot; may be repeated")
+	f.BoolVar(&b.CrossMounts, "cross-mounts", false, "take also what is mounted inside a volume")
+	f.StringVar(&quiesce, "quiesce", "auto", "auto: services stand still as their labels say; never: nothing is stopped, paused or run in them")
+	a.surroundings.flags(f)
+	cmd.RunE = a.runs(func(ctx context.Context, _ []string) error {
+		b.Quiesce = agent.Quiesce(quiesce)
+		if b.Quiesce != agent.QuiesceAuto && b.Quiesce != agent.QuiesceNever {
+			return usagef("--quiesce %q: write auto or never", quiesce)
+		}
+		return a.backup(ctx, vols, b)
+	})
 	return cmd
 }
 
-func (a *app) backup(ctx context.Context, vols []string, o snapshot.BackupOptions) error {
+func (a *app) backup(ctx context.Context, vols []string, b agent.Backup) error {
 	a.interrupted = "interrupted; no snapshot was taken, and the earlier ones are as they were"
 	if len(a.targets) == 0 {
 		return noTarget()
 	}
-	if a.stack == "" {
-		return fmt.Errorf("%w: no stack named; say --stack NAME, or set BACKUPD_STACK", snapshot.ErrUsage)
-	}
-	sources, err := volumes(vols)
+	ag, err := a.agent(ctx)
 	if err != nil {
 		return err
 	}
-	o.Stack, o.Volumes, o.Version = a.stack, sources, version
-	if err := o.Check(); err != nil {
-		return err // before a repository is made for nothing
-	}
-	places, down, err := a.places(ctx)
-	defer func() {
-		for _, p := range places {
-			p.Repo.Close()
-		}
-	}()
-	if err != nil {
+	defer ag.Close()
+	if err := a.surroundings.complete(&b, vols); err != nil {
 		return err
 	}
-	o.Progress = &snapshot.Progress{}
-	shown := a.show("backup", o.Progress)
-	o.Notice = func(text string) { shown.println("backupd: notice: %s", text) }
-	o.Warn = func(volume string, w snapshot.Warning) {
-		kind := "warning"
-		if w.Notice {
-			kind = "notice"
-			if a.quiet {
-				return
+	if ag.Stack == "" && b.Mode != agent.Host {
+		return usagef("no stack named; say --stack NAME, or set BACKUPD_STACK")
+	}
+	b.Trigger = agent.WorkerTrigger()
+	progress := &snapshot.Progress{}
+	show, stop := a.showing("backup", progress)
+	if b.Mode == agent.Host {
+		all, err := ag.BackupHost(ctx, b, show)
+		stop()
+		for _, taken := range all {
+			if terr := a.tell(taken); err == nil {
+				err = terr
 			}
 		}
-		shown.println("backupd: %s: volume %s: %s", kind, volume, w)
-	}
-	sum, results, err := snapshot.BackupAll(ctx, places, o)
-	shown.stop()
-	if err != nil {
 		return err
 	}
-	return a.tell(sum, append(results, down...))
+	taken, err := ag.Backup(ctx, b, show)
+	stop()
+	var thaw *snapshot.ThawError
+	if err != nil && !(errors.As(err, &thaw) && taken != nil) {
+		return err
+	}
+	if terr := a.tell(taken); terr != nil && thaw == nil {
+		return terr
+	}
+	return err
+}
+
+// showing is how a backup or a seed tells a person, or an agent, what it does.
+func (a *app) showing(act string, progress *snapshot.Progress) (show agent.Show, stop func()) {
+	if a.worker != nil {
+		return toAgent(a.worker, progress)
+	}
+	shown := a.show(act, progress)
+	return agent.Show{
+		Progress: progress,
+		Notice: func(text string) {
+			if !a.quiet {
+				shown.println("backupd: notice: %s", text)
+			}
+		},
+		Warn: func(volume string, w snapshot.Warning) {
+			kind := "warning"
+			if w.Notice {
+				kind = "notice"
+				if a.quiet {
+					return
+				}
+			}
+			shown.println("backupd: %s: volume %s: %s", kind, volume, w)
+		},
+	}, shown.stop
 }
 
 // places opens the repositories of all targets, and makes those that are
@@ -129,37 +163,42 @@ func (a *app) places(ctx context.Context) (up []snapshot.Place, down []snapshot.
 }
 
 // tell prints what a backup did.
-func (a *app) tell(sum *snapshot.Summary, results []snapshot.PlaceResult) error {
+func (a *app) tell(t *agent.Taken) error {
 	failed := 0
-	for i := range results {
-		if r := &results[i]; r.Err != nil {
+	for _, p := range t.Places {
+		if p.Error != "" {
 			failed++
-			r.Error = r.Err.Error()
 		}
 	}
 	var err error
 	switch {
 	case a.json && len(a.targets) > 1:
+		err = a.printJSON(t)
+	case a.json:
 		err = a.printJSON(struct {
 			*snapshot.Summary
-			Targets []snapshot.PlaceResult `json:"targets"`
-		}{sum, results})
-	case a.json:
-		err = a.printJSON(sum)
+			Notes []string `json:"notes,omitempty"`
+		}{t.Summary, t.Notes})
 	default:
-		_, err = fmt.Fprintln(a.stdout, sum.ID)
+		_, err = fmt.Fprintln(a.stdout, t.ID)
 	}
 	if err != nil {
 		return err
 	}
-	for _, v := range sum.Volumes {
+	for _, v := range t.Volumes {
 		a.notice("volume %s: %d files, %s; read %s, stored %s in %d new frames", v.Name, v.Files, size(v.Bytes), size(v.BytesRead), size(v.BytesStored), v.FramesNew)
 	}
-	a.notice("snapshot %.8s of stack %s, number %d, in %s", sum.ID, sum.Stack, sum.Sequence, sum.Finished.Sub(sum.Started).Round(1e7))
-	for _, r := range results {
+	if t.FrozenSeconds > 0 {
+		a.notice("services stood still for %.2f s", t.FrozenSeconds)
+	}
+	for _, n := range t.Notes {
+		fmt.Fprintf(a.stderr, "backupd: warning: %s\n", n)
+	}
+	a.notice("snapshot %.8s of stack %s, number %d, in %s", t.ID, t.Stack, t.Sequence, t.Finished.Sub(t.Started).Round(1e7))
+	for _, r := range t.Places {
 		switch {
-		case r.Err != nil:
-			fmt.Fprintf(a.stderr, "backupd: warning: target %s did not get the snapshot: %v; the next backup brings it up to date\n", r.Target, r.Err)
+		case r.Error != "":
+			fmt.Fprintf(a.stderr, "backupd: warning: target %s did not get the snapshot: %s; the next backup brings it up to date\n", r.Target, r.Error)
 		case len(a.targets) > 1 && r.CaughtUp > 0:
 			a.notice("target %s has it as %.8s, and %d earlier snapshots that it had missed", r.Target, r.ID, r.CaughtUp)
 		case len(a.targets) > 1:
@@ -169,8 +208,10 @@ func (a *app) tell(sum *snapshot.Summary, results []snapshot.PlaceResult) error 
 	switch {
 	case failed > 0:
 		return &statusError{exitWarnings, fmt.Sprintf("the snapshot was taken, but %d of %d targets did not get it; see the warnings above", failed, len(a.targets))}
-	case sum.Warned():
+	case t.Summary.Warned():
 		return &statusError{exitWarnings, "the snapshot was taken, but not everything could be read; see the warnings above"}
+	case len(t.Notes) > 0:
+		return &statusError{exitWarnings, "the snapshot was taken; see the warnings above"}
 	}
 	return nil
 }

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -27,6 +29,8 @@ type listed struct {
 	Tags     []string  `json:"tags,omitempty"`
 	Trigger  string    `json:"trigger,omitempty"`
 	Origin   string    `json:"origin,omitempty"`
+	Seeded   string    `json:"seeded,omitempty"` // id that the installation was seeded from
+	Leads    bool      `json:"leads"`            // latest may mean it
 	Volumes  []string  `json:"volumes"`
 	Files    uint64    `json:"files"`
 	Bytes    uint64    `json:"bytes"`
@@ -37,7 +41,8 @@ type listed struct {
 func (a *app) snapshotsCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "snapshots", Short: "List the snapshots", Args: cobra.NoArgs,
-		Long: "List the snapshots of a stack, or of all, oldest first.",
+		Long: `List the snapshots of a stack, or of all, oldest first. One that a clone took is marked: "latest"
+does not mean it.`,
 		RunE: a.runs(func(ctx context.Context, _ []string) error {
 			repo, err := a.open(ctx)
 			if err != nil {
@@ -58,6 +63,7 @@ func (a *app) snapshotsCommand() *cobra.Command {
 				} else {
 					m := l.Manifest
 					e.Started, e.Finished, e.Tags, e.Trigger, e.Origin = m.Started, m.Finished, m.Tags, m.Trigger, m.Origin
+					e.Seeded, e.Leads = m.Seeded, m.Leads()
 					for _, v := range m.Volumes {
 						e.Volumes = append(e.Volumes, v.Name)
 						e.Files += v.Counts.Files
@@ -95,6 +101,9 @@ func (a *app) printSnapshots(list []listed) error {
 			continue
 		}
 		note := strings.Join(e.Tags, " ")
+		if !e.Leads {
+			note = strings.TrimSpace(note + " (of a clone)")
+		}
 		if e.Warnings > 0 {
 			note = strings.TrimSpace(fmt.Sprintf("%s (%d warnings)", note, e.Warnings))
 		}
@@ -136,7 +145,21 @@ func (a *app) showCommand() *cobra.Command {
 			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 			fmt.Fprintf(w, "snapshot\t%s\nstack\t%s\nnumber\t%d\ntaken\t%s, in %s\ntrigger\t%s\nbackupd\t%s\n", m.ID(), m.Stack, m.Sequence,
 				m.Finished.Local().Format(time.RFC3339), m.Finished.Sub(m.Started).Round(time.Millisecond), m.Trigger, m.Version)
-			for _, f := range [][2]string{{"parent", m.Parent}, {"origin", m.Origin}, {"tags", strings.Join(m.Tags, " ")}} {
+			facts := [][2]string{{"parent", m.Parent}, {"origin", index.Escape(m.Origin)}, {"tags", index.Escape(strings.Join(m.Tags, " "))}}
+			if m.Seeded != "" {
+				clone := m.Seeded
+				if !m.Leads() {
+					clone += ", by a clone: latest does not mean it"
+				}
+				facts = append(facts, [2]string{"seeded from", clone})
+			}
+			if m.About != nil {
+				facts = append(facts, [2]string{"project", index.Escape(m.About.Project)})
+				for _, s := range m.About.Services {
+					facts = append(facts, [2]string{"service", index.Escape(strings.TrimSpace(fmt.Sprintf("%s: %s %s", s.Name, s.Image, s.ImageID)))})
+				}
+			}
+			for _, f := range facts {
 				if f[1] != "" {
 					fmt.Fprintf(w, "%s\t%s\n", f[0], f[1])
 				}
@@ -149,7 +172,22 @@ func (a *app) showCommand() *cobra.Command {
 						stored += int64(s)
 					}
 				}
-				fmt.Fprintf(w, "volume\t%s: %d files, %d entries, %s; in %d packs of %s\n", v.Name, v.Counts.Files, v.Counts.Entries, size(v.Counts.Bytes), packs, size(stored))
+				kind := "volume"
+				if v.Dump {
+					kind = "dump"
+				}
+				fmt.Fprintf(w, "%s\t%s: %d files, %d entries, %s; in %d packs of %s\n", kind, v.Name, v.Counts.Files, v.Counts.Entries, size(v.Counts.Bytes), packs, size(stored))
+				if v.Driver != "" {
+					fmt.Fprintf(w, "\tdriver: %s\n", index.Escape(v.Driver))
+				}
+				for _, f := range []struct {
+					what string
+					is   map[string]string
+				}{{"option", v.Options}, {"label", v.Labels}} {
+					for _, k := range slices.Sorted(maps.Keys(f.is)) {
+						fmt.Fprintf(w, "\t%s: %s\n", f.what, index.Escape(k+"="+f.is[k]))
+					}
+				}
 				for _, x := range v.Excludes {
 					fmt.Fprintf(w, "\texcluded: %s\n", x)
 				}

@@ -14,20 +14,35 @@ import (
 )
 
 func (a *app) initCommand() *cobra.Command {
+	var project projectFlags
+	var image string
+	var yes bool
 	cmd := &cobra.Command{
-		Use: "init", Short: "Create an encrypted repository, and print its agent key", Args: cobra.NoArgs,
-		Long: `Create an encrypted repository on an empty target. It can be opened with the
+		Use: "init", Short: "Add backupd to a Compose project, or create an encrypted repository", Args: cobra.NoArgs,
+		Long: `Without --target: add a backup service to the Compose project of this directory,
+with its volumes, and let the services that use them wait until they are
+filled. The change is shown, and made if you agree (or with --yes). Comments
+and the layout of the file stay.
+
+With --target: create an encrypted repository on an empty target. It can be opened with the
 passphrase (--passphrase-file), or by whoever holds an identity of a --recipient
 (age-keygen makes one; ssh keys do as well).
 
 The agent key that is printed lets a server write snapshots and read none back.
 A first "backupd backup --passphrase-file FILE" creates a repository just as well.
 ` + exitHelp,
-		Example: `  backupd init --target s3://backups/shop --recipient age1... --recipient ~/.ssh/id_ed25519.pub
+		Example: `  backupd init
+  backupd init --target s3://backups/shop --recipient age1... --recipient ~/.ssh/id_ed25519.pub
   backupd init --target /backups --passphrase-file /run/secrets/passphrase`,
 	}
 	cmd.Flags().BoolVar(&a.secrets.postQuantum, "post-quantum", false, "use a hybrid post-quantum key pair; reading it without backupd needs age 1.3")
+	project.flags(cmd.Flags())
+	cmd.Flags().StringVar(&image, "image", "backupd:latest", "`image` of the backup service")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "write the change without asking")
 	cmd.RunE = a.runs(func(ctx context.Context, _ []string) error {
+		if len(a.targets) == 0 {
+			return a.initProject(ctx, &project, image, yes)
+		}
 		name, err := a.oneTarget()
 		if err != nil {
 			return err

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/disko/backupd/internal/seed"
 	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/snapshot/sealed"
 	"github.com/disko/backupd/internal/store"
@@ -40,7 +41,8 @@ warnings (some files could not be read); 4 no such repository, snapshot or
 volume; 5 damage found; 130 interrupted.
 
 Every flag can also be set as BACKUPD_<FLAG>, as in BACKUPD_TARGET=/backups;
-one that may be repeated takes a list with commas. Results go to stdout,
+one that may be repeated takes a list with commas. It can stand in the file that
+--config names, too. Results go to stdout,
 everything else to stderr.`
 
 func main() {
@@ -52,8 +54,8 @@ func main() {
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	a := &app{stdout: stdout, stderr: stderr}
-	defer a.close()
+	a := &app{stdout: stdout, stderr: stderr, closers: &closers{}}
+	defer a.closers.close()
 	root := a.command()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
@@ -97,7 +99,7 @@ func exitCode(err error, started bool) int {
 	case errors.Is(err, snapshot.ErrDamaged), errors.Is(err, sealed.ErrForged), errors.Is(err, snapshot.ErrSetBack):
 		return exitDamage
 	case errors.Is(err, snapshot.ErrNoRepository), errors.Is(err, snapshot.ErrForeign), errors.Is(err, snapshot.ErrNoSnapshot),
-		errors.Is(err, snapshot.ErrNoVolume), errors.Is(err, store.ErrNoTarget):
+		errors.Is(err, snapshot.ErrNoVolume), errors.Is(err, store.ErrNoTarget), errors.Is(err, seed.ErrNoSnapshot):
 		return exitNotFound
 	}
 	return exitFailed
@@ -120,16 +122,19 @@ with the restore.sh that lies in it.
 	f := root.PersistentFlags()
 	f.StringArrayVar(&a.targets, "target", nil, "where the snapshots are: a directory, s3://, nfs://, sftp:// or rclone: (\"backupd help targets\"); may be repeated")
 	f.StringVar(&a.stack, "stack", "", "name of the stack, the Compose project")
+	f.StringVar(&a.origin, "origin", "", "name of this installation (default: the Docker engine's id); a change of it has everything read once")
 	f.StringVar(&a.stateDir, "state-dir", defaultStateDir(), "where caches and undo are kept; may be lost at any time")
+	f.StringVar(&a.config.file, "config", "", "configuration `FILE` (YAML); \"backupd config\" shows what counts")
 	a.secrets.flags(f)
 	a.target.flags(f)
 	f.BoolVar(&a.json, "json", false, "print results as JSON")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress, no notices; errors and results only")
 	root.AddCommand(
 		a.backupCommand(), a.restoreCommand(), a.withSizes(a.snapshotsCommand()), a.showCommand(), a.lsCommand(),
-		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.forgetCommand(), a.pruneCommand(), a.initCommand(), a.keyCommand(), a.versionCommand(), a.targetsTopic(),
+		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.forgetCommand(), a.pruneCommand(), a.coverageCommand(), a.initCommand(), a.keyCommand(),
+		a.serveCommand(), a.seedCommand(), a.healthCommand(), a.runsCommand(), a.configCommand(), a.versionCommand(), a.workerCommand(), a.targetsTopic(),
 	)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", snapshot.ErrUsage, err) })
-	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd) }
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.configure(cmd) }
 	return root
 }

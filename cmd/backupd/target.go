@@ -109,18 +109,9 @@ func (a *app) goTo(ctx context.Context, name string, open func(context.Context, 
 		return nil, err
 	}
 	if c, ok := st.(io.Closer); ok {
-		a.mu.Lock()
-		a.closers = append(a.closers, c)
-		a.mu.Unlock()
+		a.closers.add(c)
 	}
 	return st, nil
-}
-
-// close ends the targets' connections and child processes.
-func (a *app) close() {
-	for _, c := range a.closers {
-		_ = c.Close() // all that counts was answered
-	}
 }
 
 // readOnly hides what can write, so that no reader does.

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/targets/directory"
@@ -47,9 +46,8 @@ func (k *keeper) keep(ctx context.Context, u snapshot.UndoRequest) error {
 	if err := os.MkdirAll(k.next, 0o700); err != nil {
 		return err
 	}
-	var free syscall.Statfs_t
-	if err := syscall.Statfs(k.next, &free); err == nil && int64(free.Bavail)*free.Bsize < u.Bytes {
-		return fmt.Errorf("%s would have to be kept, and %s has %s left; free space, or name another with --state-dir", size(u.Bytes), k.next, size(int64(free.Bavail)*free.Bsize))
+	if free, known := freeSpace(k.next); known && free < u.Bytes {
+		return fmt.Errorf("%s would have to be kept, and %s has %s left; free space, or name another with --state-dir", size(u.Bytes), k.next, size(free))
 	}
 	st, err := directory.Open(k.next)
 	if err != nil {
@@ -101,12 +99,20 @@ func (a *app) restoreUndo(ctx context.Context, name string, f restoreFlags) erro
 	if name != "" || len(f.include) > 0 {
 		return fmt.Errorf("%w: --undo takes neither a snapshot nor --include: it brings back all that the last restore took away", snapshot.ErrUsage)
 	}
+	ag, err := a.agent(ctx)
+	if err != nil {
+		return err
+	}
+	defer ag.Close()
+	if done, err := a.restoreByWorker(ctx, ag, "", f); done || err != nil {
+		return err
+	}
 	sources, err := volumes(f.volumes)
 	if err != nil {
 		return err
 	}
 	f.force = true
-	return a.restoreAll(ctx, sources, f, func(s snapshot.Source, o snapshot.RestoreOptions) (*snapshot.RestoreStats, error) {
+	return a.restoreAll(ctx, ag, sources, f, func(s snapshot.Source, o snapshot.RestoreOptions) (*snapshot.RestoreStats, error) {
 		k := a.keeper(s, f)
 		k.swap = true
 		st, err := directory.Open(k.dir)

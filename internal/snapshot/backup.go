@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/disko/backupd/internal/snapshot/pack"
@@ -19,6 +19,10 @@ import (
 type Source struct {
 	Name string
 	Path string
+	// What the engine that keeps the volume says of it, for the manifest.
+	Driver  string
+	Options map[string]string
+	Labels  map[string]string
 }
 
 // BackupOptions say what to take.
@@ -33,6 +37,23 @@ type BackupOptions struct {
 	Origin      string // which installation this is
 	Trigger     string // "manual" where empty
 	Version     string // of backupd
+	// Freeze, where set, has the volumes read twice: while all goes on, and,
+	// for what changed meanwhile, while it stands still.
+	Freeze Freezer
+	// HoldBytes is how much of what is read while frozen may be kept in memory and
+	// dealt with afterwards; what is beyond it is compressed and uploaded while
+	// all stands still. 48 MiB where 0.
+	HoldBytes int64
+	// FreezeLimit is how long it may take, from the end of Freeze on, to read what is
+	// read while frozen: beyond it the services run again and the backup fails. No limit where 0.
+	FreezeLimit time.Duration
+	// Dumps become volumes of one file each. They are read before the freeze.
+	Dumps []Dump
+	// Seeded is the id of the snapshot that this installation was seeded from,
+	// where it is a clone: what it takes does not lead its stack.
+	Seeded string
+	// About says what the stack was, for the manifest.
+	About *About
 	// Pick, where set, leaves out what it says no to, as untouched: what an
 	// undo snapshot does. Directories are always taken.
 	Pick     func(path string) bool
@@ -51,6 +72,9 @@ type Summary struct {
 	Started  time.Time     `json:"started"`
 	Finished time.Time     `json:"finished"`
 	Volumes  []VolumeStats `json:"volumes"`
+	// FrozenSeconds is how long it took from the call of Freeze to the end of
+	// Thaw; 0 where nothing was frozen.
+	FrozenSeconds float64 `json:"frozen_seconds,omitempty"`
 }
 
 // VolumeStats tells what a backup did with one volume. Sizes are in bytes.
@@ -83,10 +107,16 @@ type backupRun struct {
 	stats  []VolumeStats
 	intent *intents
 	tees   []*tee
+
+	fast, dense *pack.Encoder
+	known       [2]atomic.Int64 // frames and pages that all volumes remember
+	kept        atomic.Int64    // bytes of index packs in memory
+	frozen      *frozen         // nil where nothing is frozen
 }
 
 // Backup takes a snapshot of volumes and returns when it is committed. On
-// an error there is no snapshot, and all earlier ones are as they were.
+// an error there is no snapshot, and all earlier ones are as they were; but for a
+// ThawError, with which the summary is returned.
 func (r *Repository) Backup(ctx context.Context, w store.Writer, o BackupOptions) (*Summary, error) {
 	sum, _, err := r.backup(ctx, w, o, nil)
 	return sum, err
@@ -99,7 +129,7 @@ func (r *Repository) backup(ctx context.Context, w store.Writer, o BackupOptions
 	if err != nil {
 		return nil, nil, err
 	}
-	b := &backupRun{r: r, w: w, o: o, run: newRun()}
+	b := &backupRun{r: r, w: w, o: o, run: newRun(), fast: pack.NewEncoder(pack.Fast), dense: pack.NewEncoder(pack.Dense)}
 	b.o.Progress = o.Progress.orNew()
 	b.o.Trigger = cmp.Or(o.Trigger, "manual")
 	if b.o.Warn == nil {
@@ -107,6 +137,9 @@ func (r *Repository) backup(ctx context.Context, w store.Writer, o BackupOptions
 	}
 	if b.o.Notice == nil {
 		b.o.Notice = func(string) {}
+	}
+	if o.Freeze != nil {
+		b.frozen = &frozen{printer: newPrinter()}
 	}
 	sources, err := b.open()
 	if err != nil {
@@ -134,23 +167,22 @@ func (r *Repository) backup(ctx context.Context, w store.Writer, o BackupOptions
 	}
 	b.m = &Manifest{
 		Format: FormatVersion, Repository: r.ID, Stack: o.Stack, Sequence: seq, Run: b.run, Salt: randomID(), Started: started,
-		Origin: o.Origin, Trigger: b.o.Trigger, Version: o.Version, Tags: o.Tags,
+		Origin: o.Origin, Trigger: b.o.Trigger, Version: o.Version, Tags: o.Tags, Seeded: o.Seeded, About: o.About,
 	}
 	if b.parent != nil {
 		b.m.Parent = b.parent.id
 	}
-	for i, s := range b.o.Volumes {
-		if err := b.volume(ctx, s, sources[i]); err != nil {
-			return nil, nil, fmt.Errorf("back up volume %s (%s): %w", s.Name, s.Path, err)
-		}
+	if err := b.takeAll(ctx, sources); err != nil {
+		return nil, nil, err
 	}
 	b.m.Finished = r.now().UTC()
 	id, err := r.commit(ctx, w, b.m)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, b.frozen.also(&placeError{err})
 	}
-	b.intent.succeeded()
-	return &Summary{ID: id, Stack: o.Stack, Sequence: seq, Started: started, Finished: b.m.Finished, Volumes: b.stats}, b.m, nil
+	b.intent.succeeded(b.m)
+	sum := &Summary{ID: id, Stack: o.Stack, Sequence: seq, Started: started, Finished: b.m.Finished, Volumes: b.stats}
+	return sum, b.m, b.frozen.told(sum)
 }
 
 // Check refuses options that make no sense, before anything is touched.
@@ -158,7 +190,10 @@ func (o *BackupOptions) Check() error {
 	if err := CheckName("stack", o.Stack); err != nil {
 		return err
 	}
-	if len(o.Volumes) == 0 {
+	if o.Seeded != "" && !validID(o.Seeded) {
+		return fmt.Errorf("%w: %q, which this installation is said to be seeded from, is no snapshot's id", ErrUsage, o.Seeded)
+	}
+	if len(o.Volumes) == 0 && len(o.Dumps) == 0 {
 		return fmt.Errorf("%w: no volume named; say --volume NAME=PATH, or mount the volumes below /volumes", ErrUsage)
 	}
 	for _, t := range o.Tags {
@@ -185,6 +220,16 @@ func (o *BackupOptions) Check() error {
 		if err != nil {
 			return fmt.Errorf("%w: volume %s: %w; check the path, or whether the volume is mounted", ErrNoVolume, s.Name, err)
 		}
+	}
+	for i := range o.Dumps {
+		d := &o.Dumps[i]
+		if err := d.check(); err != nil {
+			return err
+		}
+		if seen[d.Volume] {
+			return fmt.Errorf("%w: volume %s is named twice, once for a dump", ErrUsage, d.Volume)
+		}
+		seen[d.Volume] = true
 	}
 	_, err := parsePatterns(o.Exclude, names(o.Volumes))
 	return err
@@ -321,142 +366,6 @@ func (b *backupRun) announce(ctx context.Context) error {
 		return nil
 	}
 	return err
-}
-
-// indexPackSize is when a pack of index pages is closed: there are few, and
-// memory for a large one would mostly lie idle.
-const indexPackSize = 4 << 20
-
-// inFlight is how many packs of a volume may be on their way to the target.
-const inFlight = 2
-
-// volume takes one volume.
-func (b *backupRun) volume(ctx context.Context, s Source, src *tree.Source) (err error) {
-	stack := b.o.Stack
-	exclude, err := parsePatterns(b.o.Exclude, names(b.o.Volumes))
-	if err != nil {
-		return err
-	}
-	put := func(key func(string, string, pack.Name) string, cached bool) func(context.Context, pack.Name, []byte) error {
-		return func(ctx context.Context, n pack.Name, data []byte) error {
-			k := key(stack, s.Name, n)
-			if cached {
-				b.r.cache.put(k, data)
-			}
-			if err := b.put(ctx, k, data, cached); err != nil {
-				return err
-			}
-			b.o.Progress.Stored.Add(int64(len(data)))
-			return nil
-		}
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	dataPacks := pack.NewWriter(ctx, b.run, inFlight, put(packKey, false))
-	indexPacks := pack.NewWriter(ctx, b.run, inFlight, put(indexKey, true))
-	defer func() {
-		if err != nil {
-			cancel()
-			// The first failure of a put is the cause of all that followed.
-			for _, w := range []*pack.Writer{dataPacks, indexPacks} {
-				if perr := w.Close(); perr != nil && !errors.Is(perr, context.Canceled) {
-					err = perr
-				}
-			}
-		}
-	}()
-	dense := pack.NewEncoder(pack.Dense)
-	v := &volumeRun{
-		run: b.run, name: s.Name, src: src, trust: src.Trust(), exclude: exclude, pick: b.o.Pick, crossMounts: b.o.CrossMounts,
-		readers: max(2, runtime.GOMAXPROCS(0)), encoders: runtime.GOMAXPROCS(0),
-		frames: newFrameStore(dataPacks, pack.NewEncoder(pack.Fast), dense), pages: newFrameStore(indexPacks, dense, nil),
-		progress: b.o.Progress, expiredIdx: map[pack.Name]bool{},
-		warn: func(w Warning) { b.o.Warn(s.Name, w) },
-	}
-	for i := range v.buffers {
-		v.buffers[i].New = func() any { return new([]byte) }
-	}
-	indexPacks.Size = indexPackSize
-	if forceTrust {
-		v.trust = tree.Settled()
-	}
-	identity, err := src.Identity()
-	if err != nil {
-		return err
-	}
-	parent := b.parentVolume(s.Name)
-	known := &Volume{Name: s.Name}
-	var old *base
-	if parent != nil {
-		known = parent
-		for _, n := range parent.Rewrite.Index {
-			if name, err := pack.ParseName(n); err == nil {
-				v.expiredIdx[name] = true
-			}
-		}
-		b.o.Progress.TotalFiles.Add(int64(parent.Counts.Entries))
-		b.o.Progress.TotalBytes.Add(int64(parent.Counts.Bytes))
-	}
-	v.pg = b.r.pages(stack, known)
-	if parent != nil {
-		trusted := v.trust.Stats && parent.Identity != nil && *parent.Identity == identity && b.parent.Origin == b.o.Origin
-		if p := b.r.primed(b.parent, s.Name, identity); p != nil && v.trust.Stats {
-			// The files are those of the restore, and so are their stats.
-			trusted = true
-			as := *parent
-			as.Files = p.Files
-			parent = &as
-			v.pg.know(p.Index)
-			for _, r := range p.Index {
-				for k := range r.Sizes { // which are not on the target
-					v.expiredIdx[pack.Name{Run: r.Run, N: r.First + uint32(k)}] = true
-				}
-			}
-		}
-		if old, err = openBase(ctx, parent, v.pg, trusted, nil, v.frames.know); err != nil {
-			return err
-		}
-	}
-	vol, err := v.take(ctx, old)
-	if err != nil {
-		return err
-	}
-	vol.Excludes = b.o.Exclude
-	if v.trust.Stats {
-		vol.Identity = &identity
-	}
-	if err := b.settleVolume(vol, v, known, dataPacks, indexPacks); err != nil {
-		return err
-	}
-	b.stats = append(b.stats, v.summary(vol, dataPacks.Stored()+indexPacks.Stored()))
-	b.m.Volumes = append(b.m.Volumes, *vol)
-	return nil
-}
-
-// settleVolume waits for the volume's packs and lists them in its manifest.
-func (b *backupRun) settleVolume(vol *Volume, v *volumeRun, known *Volume, data, idx *pack.Writer) error {
-	sizes, err := data.Flush()
-	if err != nil {
-		return err
-	}
-	if vol.Packs, vol.Rewrite.Packs, err = settle(v.used, known.Packs, b.run, sizes); err != nil {
-		return err
-	}
-	if sizes, err = idx.Flush(); err != nil {
-		return err
-	}
-	if vol.Index, vol.Rewrite.Index, err = settle(v.usedIdx, known.Index, b.run, sizes); err != nil {
-		return err
-	}
-	keep := map[pack.Name]bool{}
-	for n := range v.usedIdx {
-		keep[n] = true
-	}
-	b.r.cache.retain(b.o.Stack, vol.Name, keep)
-	if err := data.Close(); err != nil {
-		return err
-	}
-	return idx.Close()
 }
 
 func (v *volumeRun) summary(vol *Volume, stored int64) VolumeStats {

@@ -3,9 +3,14 @@ package snapshot
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/disko/backupd/internal/snapshot/pack"
 	"github.com/disko/backupd/internal/store"
@@ -34,19 +39,19 @@ func newCache(dir, repository string) *cache {
 
 func (c *cache) path(key string) string { return filepath.Join(c.dir, filepath.FromSlash(key)) }
 
-// put keeps a copy of an object. A full or read-only disk is no error: the
-// cache is only ever a copy.
-func (c *cache) put(key string, data []byte) {
+// put keeps a copy of an object, and says whether it did. A full or read-only
+// disk is no error: the cache is only ever a copy.
+func (c *cache) put(key string, data []byte) bool {
 	if c.dir == "" {
-		return
+		return false
 	}
 	path := c.path(key)
 	if os.MkdirAll(filepath.Dir(path), 0o700) != nil {
-		return
+		return false
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-")
 	if err != nil {
-		return
+		return false
 	}
 	_, err = f.Write(data)
 	if cerr := f.Close(); err == nil {
@@ -58,6 +63,16 @@ func (c *cache) put(key string, data []byte) {
 	if err != nil {
 		os.Remove(f.Name())
 	}
+	return err == nil
+}
+
+// has says whether an object of that size is kept.
+func (c *cache) has(key string, size int64) bool {
+	if c.dir == "" {
+		return false
+	}
+	info, err := os.Stat(c.path(key))
+	return err == nil && info.Size() == size
 }
 
 // get returns a kept object of that size, or nil.
@@ -197,6 +212,8 @@ type pages struct {
 
 	mu    sync.Mutex
 	sizes map[pack.Name]uint32 // of the index packs that the manifest names
+	kept  map[pack.Name][]byte // packs that are nowhere else at hand
+	held  held                 // where there is no cache, or none that can be written
 }
 
 func (r *Repository) pages(stack string, v *Volume) *pages {
@@ -219,6 +236,16 @@ func (p *pages) know(ranges []PackRange) {
 	}
 }
 
+// keep keeps an index pack in memory.
+func (p *pages) keep(n pack.Name, data []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.kept == nil {
+		p.kept = map[pack.Name][]byte{}
+	}
+	p.kept[n] = data
+}
+
 // ReadPage returns a page, decoded and checked.
 func (p *pages) ReadPage(ctx context.Context, ref pack.Ref) ([]byte, error) {
 	raw, err := p.read(ctx, ref)
@@ -231,9 +258,13 @@ func (p *pages) ReadPage(ctx context.Context, ref pack.Ref) ([]byte, error) {
 func (p *pages) read(ctx context.Context, ref pack.Ref) ([]byte, error) {
 	p.mu.Lock()
 	size, known := p.sizes[ref.Pack]
+	kept := p.kept[ref.Pack]
 	p.mu.Unlock()
 	if !known || uint64(ref.Off)+uint64(ref.Len) > uint64(size) {
 		return nil, fmt.Errorf("%w: page %.12s lies outside the index packs of its manifest", ErrDamaged, ref.ID)
+	}
+	if kept != nil {
+		return pack.Decode(nil, kept[ref.Off:][:ref.Len], ref)
 	}
 	key := indexKey(p.stack, p.volume, ref.Pack)
 	if stored := make([]byte, ref.Len); p.cache.readAt(key, stored, int64(ref.Off)) {
@@ -242,7 +273,13 @@ func (p *pages) read(ctx context.Context, ref pack.Ref) ([]byte, error) {
 		}
 		p.cache.drop(key)
 	}
-	if p.cache.dir == "" {
+	if data := p.held.get(key); data != nil {
+		if raw, err := pack.Decode(nil, data[ref.Off:][:ref.Len], ref); err == nil {
+			return raw, nil
+		}
+		p.held.drop(key) // it may have been damaged on its way
+	}
+	if p.cache.dir == "" && size > maxHeld {
 		stored, err := p.store.Get(ctx, key, int64(ref.Off), int64(ref.Len))
 		if err != nil {
 			return nil, err
@@ -250,10 +287,108 @@ func (p *pages) read(ctx context.Context, ref pack.Ref) ([]byte, error) {
 		return pack.Decode(nil, stored, ref)
 	}
 	// The whole pack: a reader of one of its pages mostly reads the others.
-	data, err := p.store.Get(ctx, key, 0, int64(size))
+	data, err := p.fetch(ctx, key, size)
 	if err != nil {
 		return nil, err
 	}
-	p.cache.put(key, data)
 	return pack.Decode(nil, data[ref.Off:][:ref.Len], ref)
+}
+
+// fetch fetches an index pack and keeps it: in the cache, or in memory where that is not possible.
+func (p *pages) fetch(ctx context.Context, key string, size uint32) ([]byte, error) {
+	data, err := p.store.Get(ctx, key, 0, int64(size))
+	if err == nil && !p.cache.put(key, data) {
+		p.held.put(key, data)
+	}
+	return data, err
+}
+
+// fetchAll fetches all index packs that the cache does not have, several at a
+// time: whoever reads the whole index would else wait for each in turn.
+func (p *pages) fetchAll(ctx context.Context) error {
+	if p.cache.dir == "" {
+		return nil
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(indexReaders)
+	room := semaphore.NewWeighted(maxHeld)
+	p.mu.Lock()
+	sizes := maps.Clone(p.sizes)
+	p.mu.Unlock()
+	for name, size := range sizes {
+		key := indexKey(p.stack, p.volume, name)
+		if int64(size) > maxHeld || p.cache.has(key, int64(size)) {
+			continue
+		}
+		if room.Acquire(gctx, int64(size)) != nil {
+			break // one failed, or ctx ended
+		}
+		g.Go(func() error {
+			defer room.Release(int64(size))
+			_, err := p.fetch(gctx, key, size)
+			return err
+		})
+	}
+	err := g.Wait()
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("read index of volume %s: %w", p.volume, err)
+	}
+	return nil
+}
+
+const (
+	// indexReaders is how many index packs are fetched at a time.
+	indexReaders = 16
+	// maxHeld bounds the index packs that are fetched at a time, and those that
+	// are held in memory, in bytes.
+	maxHeld = 16 << 20
+)
+
+// held are index packs in memory.
+type held struct {
+	mu    sync.Mutex
+	packs map[string][]byte
+	order []string // the latest last
+	bytes int
+}
+
+func (h *held) get(key string) []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.packs[key]
+}
+
+func (h *held) put(key string, data []byte) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.packs[key]; ok || len(data) > maxHeld {
+		return
+	}
+	for h.bytes+len(data) > maxHeld {
+		h.remove(h.order[0])
+	}
+	if h.packs == nil {
+		h.packs = map[string][]byte{}
+	}
+	h.packs[key] = data
+	h.order = append(h.order, key)
+	h.bytes += len(data)
+}
+
+func (h *held) drop(key string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.packs[key]; ok {
+		h.remove(key)
+	}
+}
+
+// remove is drop of one that is there; h.mu is held.
+func (h *held) remove(key string) {
+	h.bytes -= len(h.packs[key])
+	delete(h.packs, key)
+	h.order = slices.DeleteFunc(h.order, func(k string) bool { return k == key })
 }

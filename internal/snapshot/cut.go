@@ -75,6 +75,26 @@ func (c *chunker) next(buf []byte) (chunk []byte, more bool, err error) {
 	return chunk, len(c.ahead) > 0, nil
 }
 
+// firstCut returns where the chunk ends that p begins with; 0 if p ends before.
+func firstCut(p []byte) int {
+	if len(p) <= chunkMin {
+		return 0
+	}
+	p = p[:min(len(p), chunkMax)]
+	normal := min(chunkNormal, len(p))
+	hash, cut := findCut(0, p[chunkMin:normal], rareCut)
+	if cut > 0 {
+		return chunkMin + cut
+	}
+	if _, cut = findCut(hash, p[normal:], usualCut); cut > 0 {
+		return normal + cut
+	}
+	if len(p) == chunkMax {
+		return chunkMax
+	}
+	return 0
+}
+
 // read appends n bytes to buf, or fewer where the reader ends.
 func (c *chunker) read(buf []byte, n int) ([]byte, error) {
 	buf = slices.Grow(buf, n)

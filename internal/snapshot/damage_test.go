@@ -71,7 +71,7 @@ func newWardWith(t *testing.T, c *Credentials) *ward {
 			must(os.WriteFile(volume+"/b", []byte("other content of b"), 0o640))
 			must(os.Remove(volume + "/dir/gone"))
 		}
-		s, err := repo.Backup(context.Background(), w.store, BackupOptions{Stack: "shop", Volumes: []Source{{"data", volume}}})
+		s, err := repo.Backup(context.Background(), w.store, BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: volume}}})
 		must(err)
 		state := filepath.Join(w.root, fmt.Sprint("state", i))
 		testtree.Clone(t, volume, state)
@@ -342,7 +342,7 @@ func TestABackupOnADamagedRepositoryIsWholeOrFails(t *testing.T) {
 				}
 				continue
 			}
-			s, err := repo.Backup(ctx, st, BackupOptions{Stack: "shop", Volumes: []Source{{"data", volume}}})
+			s, err := repo.Backup(ctx, st, BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: volume}}})
 			if err != nil {
 				t.Logf("%s %s: %v", key, name, err)
 				if name != "flipped" {

@@ -82,7 +82,7 @@ func (f *fort) open(st store.Reader, o Options) *Repository {
 
 func (f *fort) backup(st store.Writer, stack string) *Summary {
 	f.t.Helper()
-	s, err := f.open(st, f.options()).Backup(context.Background(), st, BackupOptions{Stack: stack, Volumes: []Source{{"data", f.volume}, {"more", f.volume}}})
+	s, err := f.open(st, f.options()).Backup(context.Background(), st, BackupOptions{Stack: stack, Volumes: []Source{{Name: "data", Path: f.volume}, {Name: "more", Path: f.volume}}})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -294,7 +294,7 @@ func TestAPlantedHighestNumberIsSaid(t *testing.T) {
 	}
 	st := f.store.Clone()
 	st.SetBytes(f.manifest("shop", maxSequence, id), []byte("x"))
-	_, err := f.open(st, f.stranger()).Backup(context.Background(), st, BackupOptions{Stack: "shop", Volumes: []Source{{"data", f.volume}}})
+	_, err := f.open(st, f.stranger()).Backup(context.Background(), st, BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: f.volume}}})
 	if !errors.Is(err, ErrDamaged) {
 		t.Errorf("%v", err)
 	}
@@ -502,7 +502,7 @@ func TestARollBackIsNoticedByReadersAndByTheNextBackup(t *testing.T) {
 	}
 	var said []string
 	r := f.open(f.store, f.options())
-	s, err := r.Backup(context.Background(), f.store, BackupOptions{Stack: "shop", Volumes: []Source{{"data", f.volume}}, Notice: func(s string) { said = append(said, s) }})
+	s, err := r.Backup(context.Background(), f.store, BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: f.volume}}, Notice: func(s string) { said = append(said, s) }})
 	if err != nil || len(said) != 1 || !strings.Contains(said[0], "set back") {
 		t.Errorf("the backup says %q, %v", said, err)
 	}
@@ -518,7 +518,7 @@ func TestARollBackIsNoticedByReadersAndByTheNextBackup(t *testing.T) {
 	st.Remove(f.manifest("shop", 4, s.ID))
 	o := Options{Credentials: agentOf(t, f.agent), TrustDir: f.options().TrustDir}
 	said = nil
-	if _, err := f.open(st, o).Backup(context.Background(), st, BackupOptions{Stack: "shop", Volumes: []Source{{"data", f.volume}}, Notice: func(s string) { said = append(said, s) }}); err != nil || len(said) != 2 {
+	if _, err := f.open(st, o).Backup(context.Background(), st, BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: f.volume}}, Notice: func(s string) { said = append(said, s) }}); err != nil || len(said) != 2 {
 		t.Errorf("the agent says %q, %v", said, err)
 	}
 }
@@ -597,7 +597,7 @@ func TestARunThatARotationOvertookFails(t *testing.T) {
 			})
 		}}
 		r := f.open(hooked, Options{Credentials: c})
-		if _, err := r.Backup(context.Background(), hooked, BackupOptions{Stack: "shop", Volumes: []Source{{"data", f.volume}}}); !errors.Is(err, ErrKey) {
+		if _, err := r.Backup(context.Background(), hooked, BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: f.volume}}}); !errors.Is(err, ErrKey) {
 			t.Errorf("%v, want ErrKey", err)
 		}
 		f.wantClean(st) // it was withdrawn

@@ -259,7 +259,7 @@ func TestALostTrustFileIsAFirstContact(t *testing.T) {
 		if _, err := r.Find(context.Background(), "shop", "latest"); err != nil {
 			t.Errorf("%d: %v", i, err)
 		}
-		if s, err := r.Backup(context.Background(), f.store.Clone(), BackupOptions{Stack: "shop", Volumes: []Source{{"data", f.volume}}}); err != nil {
+		if s, err := r.Backup(context.Background(), f.store.Clone(), BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: f.volume}}}); err != nil {
 			t.Errorf("%d: %v, %v", i, s, err)
 		}
 	}
@@ -288,7 +288,7 @@ func BenchmarkBackup(b *testing.B) {
 					if err != nil {
 						b.Fatal(err)
 					}
-					if _, err := r.Backup(context.Background(), st, BackupOptions{Stack: "shop", Volumes: []Source{{"data", l.volume("data")}}}); err != nil {
+					if _, err := r.Backup(context.Background(), st, BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: l.volume("data")}}}); err != nil {
 						b.Fatal(err)
 					}
 				}

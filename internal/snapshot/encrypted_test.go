@@ -446,7 +446,7 @@ func TestNothingButSizesAndCountsIsVisibleOnTheTarget(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := BackupOptions{Stack: stack, Volumes: []Source{{volume, dir}}, Tags: []string{"the-tag"}, Origin: "the-origin", Exclude: []string{"*.excluded"}}
+	o := BackupOptions{Stack: stack, Volumes: []Source{{Name: volume, Path: dir}}, Tags: []string{"the-tag"}, Origin: "the-origin", Exclude: []string{"*.excluded"}}
 	if _, err := pr.Backup(context.Background(), plain, o); err != nil {
 		t.Fatal(err)
 	}

@@ -66,7 +66,7 @@ func (w *world) open() {
 
 func (w *world) backup() *Summary {
 	w.t.Helper()
-	s, err := w.repo.Backup(context.Background(), w.target, BackupOptions{Stack: "shop", Volumes: []Source{{"data", w.volume}}})
+	s, err := w.repo.Backup(context.Background(), w.target, BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: w.volume}}})
 	if err != nil {
 		w.t.Fatalf("backup: %v", err)
 	}
@@ -214,7 +214,7 @@ func TestHardLinkWhoseFirstPathIsExcludedKeepsItsContent(t *testing.T) {
 			t.Fatal(step)
 		}
 	}
-	_, err := w.repo.Backup(context.Background(), w.target, BackupOptions{Stack: "shop", Volumes: []Source{{"data", w.volume}}, Exclude: []string{"a"}})
+	_, err := w.repo.Backup(context.Background(), w.target, BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: w.volume}}, Exclude: []string{"a"}})
 	if err != nil {
 		t.Fatal(err)
 	}

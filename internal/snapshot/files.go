@@ -7,9 +7,8 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/disko/backupd/internal/snapshot/index"
 	"github.com/disko/backupd/internal/snapshot/pack"
@@ -46,31 +45,75 @@ func (v *volumeReader) files(ctx context.Context, want func(e *index.Entry) bool
 	if err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(4, 2*runtime.GOMAXPROCS(0))) // while one half waits for the target, the other decodes
-	w := &fileReader{v: v, g: g, ctx: ctx, open: open}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w := &fileReader{v: v, ctx: ctx, open: open, jobs: make(chan job, maxQueued/jobWeight), room: semaphore.NewWeighted(maxQueued)}
+	var failed error
+	var once sync.Once
+	var workers sync.WaitGroup
+	for range max(8, 2*runtime.GOMAXPROCS(0)) { // while most wait for the target, some decode and write
+		workers.Go(func() {
+			for j := range w.jobs { // all of them, after an error too: each has files to abort
+				if err := j.do(); err != nil {
+					once.Do(func() { failed = err; cancel() })
+				}
+				w.room.Release(j.weight)
+			}
+		})
+	}
 	if err = w.windows(cur, want); err != nil {
 		_ = w.abandon() // err is the cause
 	}
-	if gerr := g.Wait(); gerr != nil && (err == nil || errors.Is(err, context.Canceled)) {
-		err = gerr
+	close(w.jobs)
+	workers.Wait()
+	if failed != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		err = failed
 	}
 	return err
 }
 
 type fileReader struct {
 	v    *volumeReader
-	g    *errgroup.Group
 	ctx  context.Context //nolint:containedctx // lives as long as the one call that made it
 	open openSink
 
+	jobs chan job            // for the workers
+	room *semaphore.Weighted // for what waits in jobs
+
 	pieces []piece // asked for and not begun
 	larges int     // large files, open, that some of them are of
+
+	heads heads // of large files that are not open yet
+}
+
+// job is a read and what is done with it.
+type job struct {
+	do     func() error
+	weight int64
+}
+
+const (
+	// maxQueued bounds the entries that wait for the workers: enough that these
+	// have work while the next headers are waited for.
+	maxQueued = 2 * window
+	// jobWeight is what a job counts beside its entries.
+	jobWeight = 256
+)
+
+// queue hands a job to the workers; false where the run was given up.
+func (w *fileReader) queue(entries int, do func() error) bool {
+	weight := min(int64(entries)+jobWeight, maxQueued)
+	if w.room.Acquire(w.ctx, weight) != nil {
+		return false
+	}
+	w.jobs <- job{do, weight}
+	return true
 }
 
 func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) error {
 	var entries []index.Entry
 	for more, n := true, firstWindow; more; n = min(4*n, window) {
+		first := n == firstWindow
 		entries = entries[:0]
 		for held := 0; len(entries) < n && held < windowBytes; {
 			ok, err := cur.Next()
@@ -100,6 +143,17 @@ func (w *fileReader) windows(cur *index.Cursor, want func(e *index.Entry) bool) 
 			return int(int64(a.Off) - int64(b.Off))
 		})
 		if err := w.slots(slices.Clone(entries)); err != nil {
+			return err
+		}
+		// What lies near each other is read at once, the content of large files
+		// too: only the beginning is not to wait for their headers.
+		if !first || !more {
+			if err := w.settle(); err != nil {
+				return err
+			}
+		}
+		w.flush()
+		if err := w.ctx.Err(); err != nil {
 			return err
 		}
 	}
@@ -163,18 +217,17 @@ func (w *fileReader) slots(entries []index.Entry) error {
 			return err
 		}
 		if len(refs) == 1 {
-			w.read(piece{ref: refs[0], use: func(raw []byte) error { return w.group(raw, members) }})
+			w.read(piece{ref: refs[0], entries: n, use: func(raw []byte) error { return w.group(raw, members) }})
 		} else {
 			w.wide(refs, members)
 		}
 	}
-	w.flush()
-	return w.ctx.Err()
+	return w.ask()
 }
 
 // wide reads a group of several frames: one with more attributes than a frame holds.
 func (w *fileReader) wide(refs []pack.Ref, members []index.Entry) {
-	w.g.Go(func() error {
+	w.queue(len(members), func() error {
 		var group []byte
 		for _, run := range runs(refs) {
 			err := w.v.fetch(w.ctx, run, func(_ int, raw []byte) error {
@@ -223,127 +276,4 @@ func (w *fileReader) group(raw []byte, members []index.Entry) error {
 		}
 	}
 	return nil
-}
-
-// large hands one large file to its sink, piece by piece, in parallel. It
-// leaves the cursor behind the file's frames.
-func (w *fileReader) large(e *index.Entry, cur *index.FrameCursor) (more bool, err error) {
-	slot := e.Slot
-	var raw []byte
-	var h tarstream.Header
-	// The header is in the first frame; a long one goes on in the next.
-	for more = true; more && cur.Frame.Slot == slot; {
-		if err := w.v.fetch(w.ctx, []pack.Ref{cur.Frame.Ref}, func(_ int, b []byte) error { raw = append(raw, b...); return nil }); err != nil {
-			return false, err
-		}
-		if more, err = cur.Next(); err != nil {
-			return false, err
-		}
-		var n int
-		h, n, err = tarstream.Parse(raw)
-		if err == nil && n != len(raw) {
-			err = errors.New("bytes behind it")
-		}
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, tarstream.ErrShort) || !more || cur.Frame.Slot != slot {
-			return false, fmt.Errorf("%w: header of %.200q: %w", ErrDamaged, e.Path, err)
-		}
-	}
-	if err := fits(e, &h); err != nil {
-		return false, err
-	}
-	s, err := w.open(e, &h)
-	if err != nil {
-		return false, err
-	}
-	size := h.DataSize() + int64(tarstream.Padding(h.DataSize()))
-	if s == nil {
-		got := int64(0)
-		for more && err == nil && cur.Frame.Slot == slot && got <= size {
-			got += int64(cur.Frame.Raw)
-			more, err = cur.Next()
-		}
-		if err == nil && got != size {
-			err = wrongSize(e, got, size)
-		}
-		return more, err
-	}
-	f := &largeFile{sink: s, size: h.DataSize()}
-	f.pending.Store(1)
-	off := int64(0)
-	for more && err == nil && cur.Frame.Slot == slot && off <= size {
-		at := off
-		f.pending.Add(1)
-		w.read(piece{
-			ref: cur.Frame.Ref,
-			use: func(raw []byte) error {
-				err := f.write(raw, at)
-				if err != nil {
-					f.fail()
-				}
-				return errors.Join(err, f.release())
-			},
-			drop: func() error {
-				f.fail()
-				return f.release()
-			},
-		})
-		off += int64(cur.Frame.Raw)
-		more, err = cur.Next()
-	}
-	if err == nil && off != size {
-		err = wrongSize(e, off, size)
-	}
-	if err != nil {
-		f.fail()
-	}
-	if rerr := f.release(); err == nil {
-		err = rerr
-	}
-	if w.larges++; w.larges >= maxLarges {
-		w.flush()
-	}
-	return more, err
-}
-
-// wrongSize is the error for a large file whose frames, read to their end or
-// to where they are too many, do not have its size.
-func wrongSize(e *index.Entry, got, want int64) error {
-	return fmt.Errorf("%w: %.200q has %d bytes or more in its frames instead of %d", ErrDamaged, e.Path, got, want)
-}
-
-// largeFile counts the pieces of a large file that are under way.
-type largeFile struct {
-	sink    fileSink
-	size    int64
-	pending atomic.Int32
-	failed  atomic.Bool
-	once    sync.Once
-}
-
-func (f *largeFile) fail() { f.failed.Store(true) }
-
-// write passes a piece on, without the padding behind the content.
-func (f *largeFile) write(p []byte, off int64) error {
-	if off >= f.size || f.failed.Load() {
-		return nil
-	}
-	return f.sink.Write(p[:min(int64(len(p)), f.size-off)], off)
-}
-
-// release ends the file when its last piece is done.
-func (f *largeFile) release() (err error) {
-	if f.pending.Add(-1) > 0 {
-		return nil
-	}
-	f.once.Do(func() {
-		if f.failed.Load() {
-			f.sink.Abort()
-			return
-		}
-		err = f.sink.Done()
-	})
-	return err
 }

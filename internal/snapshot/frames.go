@@ -3,14 +3,21 @@ package snapshot
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/disko/backupd/internal/snapshot/pack"
 )
 
-// maxHave bounds the frames that a run remembers to avoid storing twice: 72
+// maxHave bounds the frames that a run remembers to avoid storing twice: 88
 // bytes each, of 160 GB of large files. Beyond it, frames are stored again:
 // larger, never wrong.
 const maxHave = 512 << 10
+
+// haveFrame is a frame that the target has.
+type haveFrame struct {
+	ref   pack.Ref
+	print print // zero where it was not read in this run
+}
 
 // frameStore stores raw pieces as frames, each once. Safe for concurrent use.
 type frameStore struct {
@@ -21,21 +28,52 @@ type frameStore struct {
 	slow *pack.Encoder
 
 	mu     sync.Mutex
-	have   map[pack.ID]pack.Ref
-	newN   uint64 // frames stored
-	reused uint64 // frames that were there
+	have   map[pack.ID]haveFrame
+	total  *atomic.Int64 // of have, and of others that share the bound
+	newN   uint64        // frames stored
+	reused uint64        // frames that were there
 }
 
 func newFrameStore(w *pack.Writer, enc, slow *pack.Encoder) *frameStore {
-	return &frameStore{w: w, enc: enc, slow: slow, have: map[pack.ID]pack.Ref{}}
+	return &frameStore{w: w, enc: enc, slow: slow, have: map[pack.ID]haveFrame{}, total: new(atomic.Int64)}
 }
 
 // know remembers a frame that the target has.
 func (f *frameStore) know(ref pack.Ref) {
 	f.mu.Lock()
-	if len(f.have) < maxHave {
-		f.have[ref.ID] = ref
+	defer f.mu.Unlock()
+	h, there := f.have[ref.ID]
+	if !there && f.total.Load() >= maxHave {
+		return
 	}
+	if !there {
+		f.total.Add(1)
+	}
+	h.ref = ref
+	f.have[ref.ID] = h
+}
+
+// note remembers the print of a frame that was read, if the frame is known.
+func (f *frameStore) note(id pack.ID, p print) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if h, ok := f.have[id]; ok {
+		h.print = p
+		f.have[id] = h
+	}
+}
+
+// noted returns what note was told; zero where that was nothing.
+func (f *frameStore) noted(id pack.ID) print {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.have[id].print
+}
+
+// reuse counts a frame that was found without being hashed.
+func (f *frameStore) reuse() {
+	f.mu.Lock()
+	f.reused++
 	f.mu.Unlock()
 }
 
@@ -48,7 +86,7 @@ func (f *frameStore) store(raw []byte) (pack.Ref, error) {
 	}
 	id := pack.Sum(raw)
 	f.mu.Lock()
-	ref, ok := f.have[id]
+	have, ok := f.have[id]
 	if ok {
 		f.reused++
 	} else {
@@ -56,7 +94,7 @@ func (f *frameStore) store(raw []byte) (pack.Ref, error) {
 	}
 	f.mu.Unlock()
 	if ok {
-		return ref, nil
+		return have.ref, nil
 	}
 	enc := f.enc
 	if f.slow != nil && f.w.Late() {

@@ -320,7 +320,7 @@ func (f *forge) attack(t *testing.T) (fresh, used error) {
 	defer func() {
 		s := newScene(t, true)
 		err := bounded(t, "a backup", func() error {
-			_, err := f.repo.Backup(ctx, f.store, BackupOptions{Stack: "shop", Volumes: []Source{{"data", s.volume}}})
+			_, err := f.repo.Backup(ctx, f.store, BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: s.volume}}})
 			return err
 		})
 		t.Logf("backup: %v", err)

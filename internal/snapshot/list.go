@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -150,7 +151,8 @@ func (r *Repository) checkManifest(data []byte, l Listed) (*Manifest, error) {
 }
 
 // Find returns the snapshot that name means: "latest" or "" (the highest
-// sequence that is complete), an id or the beginning of one, or a tag (the
+// sequence that is complete and leads), "origin:NAME" (the highest that is complete and
+// comes from that installation), an id or the beginning of one, or a tag (the
 // latest that bears it). An empty stack searches all, but for latest there must then be one only.
 func (r *Repository) Find(ctx context.Context, stack, name string) (*Manifest, error) {
 	all, err := r.ListAll(ctx, stack)
@@ -165,9 +167,12 @@ func (r *Repository) Find(ctx context.Context, stack, name string) (*Manifest, e
 		return nil, fmt.Errorf("%w: there is none in %s yet; `backupd backup` takes one", ErrNoSnapshot, r.Location())
 	}
 	if name == "" || name == "latest" {
-		m, err := r.latest(ctx, list, func(*Manifest) bool { return true }, "latest")
-		if err == nil {
-			err = r.notSetBack(ctx, m, all)
+		return r.leading(ctx, stack, list, all)
+	}
+	if origin, ok := strings.CutPrefix(name, originPrefix); ok {
+		m, err := r.latest(ctx, list, func(m *Manifest) bool { return m.Origin == origin }, name)
+		if errors.Is(err, ErrNoSnapshot) {
+			return nil, fmt.Errorf("%w: none of origin %q in %s; %s", ErrNoSnapshot, origin, r.Location(), origins(list))
 		}
 		return m, err
 	}
@@ -197,6 +202,62 @@ func (r *Repository) Find(ctx context.Context, stack, name string) (*Manifest, e
 
 func withPrefix(list []Listed, prefix string) []Listed {
 	return slices.DeleteFunc(slices.Clone(list), func(l Listed) bool { return !strings.HasPrefix(l.ID, prefix) })
+}
+
+// originPrefix begins the names of snapshots that are asked for by their origin.
+const originPrefix = "origin:"
+
+// origins says what can be named in place of latest, for an error.
+func origins(list []Listed) string {
+	newest := map[string]string{}
+	for _, l := range list {
+		if l.Err == nil && l.Manifest.Origin != "" {
+			newest[l.Manifest.Origin] = fmt.Sprintf("%s%s (%.8s)", originPrefix, l.Manifest.Origin, l.ID)
+		}
+	}
+	if len(newest) == 0 {
+		return "`backupd snapshots` lists what there is"
+	}
+	names := slices.Sorted(maps.Values(newest))
+	return "there are " + strings.Join(names[:min(len(names), 10)], ", ")
+}
+
+// leading returns the newest complete snapshot of the list that leads its stack; all
+// has the forgotten ones, too.
+func (r *Repository) leading(ctx context.Context, stack string, list, all []Listed) (*Manifest, error) {
+	clones := 0
+	m, err := r.latest(ctx, list, func(m *Manifest) bool {
+		if !m.Leads() {
+			clones++
+		}
+		return m.Leads()
+	}, "latest")
+	if errors.Is(err, ErrNoSnapshot) && clones > 0 {
+		return nil, fmt.Errorf("%w: those of stack %s in %s are all of clones, which were seeded from it themselves, and none leads; name one by its id, by a tag, or by where it comes from: %s", ErrNoSnapshot, cmp.Or(stack, list[0].Stack), r.Location(), origins(list))
+	}
+	if err != nil {
+		return nil, err
+	}
+	// A clone's snapshot is newer than the one before it: that one's number is no sign of a roll-back.
+	newest := m
+	for i := len(list) - 1; i >= 0 && clones > 0 && r.keys != nil; i-- {
+		l := &list[i]
+		if l.Err != nil || l.Stack != m.Stack || l.Sequence <= m.Sequence {
+			continue
+		}
+		missing, err := r.missing(ctx, l.Manifest)
+		if err != nil {
+			return nil, err
+		}
+		if len(missing) == 0 {
+			newest = l.Manifest
+			break
+		}
+	}
+	if err := r.notSetBack(ctx, newest, all); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // notSetBack compares the newest snapshot of an encrypted repository with the

@@ -37,17 +37,43 @@ type Manifest struct {
 	Finished   time.Time `json:"finished"`
 	Origin     string    `json:"origin,omitempty"` // which installation took it; never a host name
 	Trigger    string    `json:"trigger"`          // manual, schedule or undo
-	Seeded     string    `json:"seeded,omitempty"` // id of the snapshot that this installation was seeded from
 	Version    string    `json:"version"`          // of backupd
 	Tags       []string  `json:"tags,omitempty"`
+	Seeded     string    `json:"seeded,omitempty"` // id of the snapshot that the installation was seeded from: a clone's
+	About      *About    `json:"about,omitempty"`
 	Volumes    []Volume  `json:"volumes"` // in the order of their names
 
 	id string // from its checksum
 }
 
+// About says what a stack was when a snapshot was taken.
+type About struct {
+	Project  string    `json:"project,omitempty"` // Compose's name for it
+	Services []Service `json:"services,omitempty"`
+}
+
+// Service is a service of a stack: what it ran.
+type Service struct {
+	Name    string `json:"name"`
+	Image   string `json:"image,omitempty"`    // as it was asked for
+	ImageID string `json:"image_id,omitempty"` // digest of what ran
+}
+
+// Leads says whether the snapshot stands for its stack: it does unless an
+// installation that was itself seeded took it, and neither schedule nor name say that it is meant to.
+func (m *Manifest) Leads() bool {
+	return m.Seeded == "" || m.Trigger == "schedule" || len(m.Tags) > 0
+}
+
 // Volume is one volume's part of a snapshot.
 type Volume struct {
-	Name     string         `json:"name"`
+	Name string `json:"name"`
+	// Driver, Options and Labels are what the engine said of the volume.
+	Driver  string            `json:"driver,omitempty"`
+	Options map[string]string `json:"options,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	// Dump: no volume, but what a program wrote, as a file.
+	Dump     bool           `json:"dump,omitempty"`
 	Identity *tree.Identity `json:"identity,omitempty"` // of the source; nil where its stats mean nothing
 
 	// The sections of the stream: their entries, and the frames of the first.
@@ -114,9 +140,6 @@ func (v *Volume) Section(s index.Section) *index.Tree {
 	}
 	return &v.Absent
 }
-
-// seededFrom is the snapshot that a clone was seeded from; "" for who leads a line.
-func (m *Manifest) seededFrom() string { return m.Seeded }
 
 // trailer is a manifest's last line.
 type trailer struct {
@@ -190,6 +213,9 @@ func (m *Manifest) check() error {
 	}
 	if !pack.ValidRun(m.Run) {
 		return fmt.Errorf("run %q", m.Run)
+	}
+	if m.Seeded != "" && !validID(m.Seeded) {
+		return fmt.Errorf("seeded from %q", m.Seeded)
 	}
 	for i := range m.Volumes {
 		v := &m.Volumes[i]

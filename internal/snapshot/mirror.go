@@ -82,10 +82,16 @@ func (b *backupRun) put(ctx context.Context, key string, data []byte, cached boo
 	err := b.intent.put(ctx, key, data)
 	wg.Wait()
 	if err != nil {
-		return fmt.Errorf("write to %s: %w", b.r.Location(), err)
+		return &placeError{fmt.Errorf("write to %s: %w", b.r.Location(), err)}
 	}
 	return nil
 }
+
+// placeError is the failure of a place, which another one may not have.
+type placeError struct{ err error }
+
+func (e *placeError) Error() string { return e.err.Error() }
+func (e *placeError) Unwrap() error { return e.err }
 
 // openTees announces the run in the other places.
 func (b *backupRun) openTees(ctx context.Context, tees []*tee) {
@@ -103,9 +109,9 @@ func (b *backupRun) openTees(ctx context.Context, tees []*tee) {
 }
 
 // copied takes back the intents of a place whose packs are in a snapshot now.
-func (t *tee) copied(ctx context.Context) {
+func (t *tee) copied(ctx context.Context, m *Manifest) {
 	if t.intent != nil {
-		t.intent.succeeded()
+		t.intent.succeeded(m)
 		t.intent.end(ctx)
 	}
 }
@@ -121,7 +127,7 @@ func (b *backupRun) closeTees(ctx context.Context) {
 // BackupAll takes one snapshot into several places: the volumes are read and
 // compressed once. A place that fails does not stop the others; what it misses
 // is copied into it at the end, or by the next run. The error is of a backup
-// that succeeded nowhere. The summary is that of the first place in which it did.
+// that succeeded nowhere, or a ThawError. The summary is that of the first place in which it did.
 func BackupAll(ctx context.Context, places []Place, o BackupOptions) (*Summary, []PlaceResult, error) {
 	places = leadersFirst(ctx, places, o.Stack)
 	results := make([]PlaceResult, len(places))
@@ -129,17 +135,20 @@ func BackupAll(ctx context.Context, places []Place, o BackupOptions) (*Summary, 
 		results[i].Target = p.Repo.Location()
 	}
 	var errs []error
+	froze := &countedFreezer{Freezer: o.Freeze}
+	if o.Freeze != nil {
+		o.Freeze = froze
+	}
 	for i, p := range places {
 		others := make([]*tee, len(places))
 		for k := i + 1; k < len(places); k++ {
 			others[k] = &tee{place: places[k]}
 		}
 		sum, m, err := p.Repo.backup(ctx, p.Store, o, others[i+1:])
-		if err != nil {
-			// Nothing that is wrong with the volumes is better elsewhere.
+		if sum == nil {
 			results[i].Err = err
 			errs = append(errs, err)
-			if ctx.Err() != nil || errors.Is(err, ErrUsage) || errors.Is(err, ErrNoVolume) {
+			if ctx.Err() != nil || !mayPass(err, froze.n > 0) {
 				break
 			}
 			continue
@@ -150,12 +159,37 @@ func BackupAll(ctx context.Context, places []Place, o BackupOptions) (*Summary, 
 				continue
 			}
 			if catchUp(ctx, p, places[k], m, o, &results[k]) && others[k] != nil {
-				others[k].copied(ctx)
+				others[k].copied(ctx, m)
 			}
 		}
-		return sum, results, nil
+		return sum, results, err
 	}
 	return nil, results, errors.Join(errs...)
+}
+
+// countedFreezer counts how often the services were frozen.
+type countedFreezer struct {
+	Freezer
+	n int
+}
+
+func (f *countedFreezer) Freeze(ctx context.Context) error {
+	f.n++
+	return f.Freezer.Freeze(ctx)
+}
+
+// mayPass says whether another place may do better. Nothing that is wrong with
+// the volumes or the services is better elsewhere; and services that were frozen
+// already are frozen again only where the place itself failed.
+func mayPass(err error, frozen bool) bool {
+	for _, final := range []error{ErrUsage, ErrNoVolume, ErrFreeze, ErrDump} {
+		if errors.Is(err, final) {
+			return false
+		}
+	}
+	var thaw *ThawError
+	var place *placeError
+	return !errors.As(err, &thaw) && (!frozen || errors.As(err, &place))
 }
 
 // leadersFirst sorts places by how new their newest snapshot is: the first
@@ -202,7 +236,7 @@ func catchUp(ctx context.Context, from, to Place, m *Manifest, o BackupOptions, 
 	copied := err == nil
 	if errors.Is(err, sealed.ErrNoIdentity) || errors.Is(err, ErrCondemned) {
 		var sum *Summary
-		if sum, _, err = to.Repo.backup(ctx, to.Store, o, nil); err == nil {
+		if sum, _, err = to.Repo.backup(ctx, to.Store, o, nil); sum != nil {
 			out.ID = sum.ID
 		}
 	}

@@ -61,14 +61,14 @@ type actor struct {
 	run       string
 	held      bool // suspended until its intents had expired
 	ops       int
-	holds     []hold
+	holds     []suspend
 	frozen    time.Time // suspended until then
 	until     string    // or until a note that has this
 }
 
-// hold suspends an actor: at its n-th operation of a task, or before one with
+// suspend suspends an actor: at its n-th operation of a task, or before one with
 // these words in it; for a time, or until something is noted.
-type hold struct {
+type suspend struct {
 	at     int
 	before string
 	how    time.Duration
@@ -352,7 +352,7 @@ func (m *model) choose() *request {
 		var next time.Time
 		for _, a := range m.actors {
 			if !a.finished {
-				m.hold(a)
+				m.suspend(a)
 			}
 		}
 		for _, a := range m.actors {
@@ -397,8 +397,8 @@ func (m *model) choose() *request {
 	}
 }
 
-// hold suspends an actor that has come to where it is to be.
-func (m *model) hold(a *actor) {
+// suspend suspends an actor that has come to where it is to be.
+func (m *model) suspend(a *actor) {
 	if len(a.holds) == 0 || a.until != "" || a.pending[0].op == "sleep" {
 		return
 	}
@@ -420,7 +420,7 @@ func (m *model) hold(a *actor) {
 }
 
 // task begins a task of an actor, and may plan a suspension.
-func (a *actor) task(holds ...hold) {
+func (a *actor) task(holds ...suspend) {
 	a.m.mu.Lock()
 	defer a.m.mu.Unlock()
 	a.begun, a.since, a.announced, a.looked, a.run, a.held, a.ops, a.holds = a.m.step, a.m.now, 0, 0, "", false, 0, holds
@@ -662,14 +662,14 @@ func (a *actor) copyBack(other *Repository, n int) {
 }
 
 // someHolds plans suspensions of a task with about n operations.
-func (a *actor) someHolds(n int, longest time.Duration, chance int) []hold {
+func (a *actor) someHolds(n int, longest time.Duration, chance int) []suspend {
 	if a.random(100) >= chance {
 		return nil
 	}
 	long := []time.Duration{time.Hour, 10 * time.Hour, 30 * time.Hour, 4 * 24 * time.Hour, 9 * 24 * time.Hour, 40 * 24 * time.Hour}
-	h := hold{at: a.random(n), how: min(long[a.random(len(long))], longest)}
+	h := suspend{at: a.random(n), how: min(long[a.random(len(long))], longest)}
 	h.how += time.Duration(a.random(7200)) * time.Second
-	return []hold{h}
+	return []suspend{h}
 }
 
 // modelVolumes are the volumes of a writer: two, so that a run puts packs, and
@@ -678,7 +678,7 @@ func modelVolumes(dir string) []Source {
 	var s []Source
 	for _, v := range []string{"data", "more"} {
 		if _, err := os.Stat(filepath.Join(dir, v)); err == nil {
-			s = append(s, Source{v, filepath.Join(dir, v)})
+			s = append(s, Source{Name: v, Path: filepath.Join(dir, v)})
 		}
 	}
 	return s
@@ -883,8 +883,8 @@ func TestEverySnapshotThatWasReportedRestores(t *testing.T) {
 // course is a course of events in which a rule is needed.
 type course struct {
 	rule  string
-	out   broken // the rule taken out
-	write []hold // of the writer, whose parent is the newest snapshot
+	out   broken    // the rule taken out
+	write []suspend // of the writer, whose parent is the newest snapshot
 	// forget, which forgets the parent, waits for this; "" for no forgetting.
 	forget string
 	// Prunes begin when this was noted, after days, and are suspended so.
@@ -892,13 +892,13 @@ type course struct {
 	// restore and copies begin when this was noted, or not at all. They are of the
 	// first snapshot; without a writer it is forgotten, and not the newest.
 	restore, copies string
-	holds           []hold // of the restore
+	holds           []suspend // of the restore
 }
 
 type planned struct {
 	after string
 	days  int
-	holds []hold
+	holds []suspend
 }
 
 const (
@@ -910,21 +910,21 @@ const (
 // courses has one for each rule. In each the parent is forgotten after the writer
 // chose it, or the first snapshot is.
 func courses() []course {
-	intent := hold{before: beforeIntent, until: "forget is through"}
+	intent := suspend{before: beforeIntent, until: "forget is through"}
 	return []course{
 		{
 			rule: "prune reads intents before manifests", out: broken{intentsLast: true},
-			write: []hold{intent, {before: beforePut, until: "prune0 is suspended"}}, forget: "writer is suspended before " + beforeIntent,
-			prunes: []planned{{after: "writer is suspended before " + beforePut, holds: []hold{{before: "list stacks/shop/runs/", until: "writer reports"}}}},
+			write: []suspend{intent, {before: beforePut, until: "prune0 is suspended"}}, forget: "writer is suspended before " + beforeIntent,
+			prunes: []planned{{after: "writer is suspended before " + beforePut, holds: []suspend{{before: "list stacks/shop/runs/", until: "writer reports"}}}},
 		},
 		{
 			rule: "prune waits before it deletes", out: broken{noWait: true},
-			restore: "setup", holds: []hold{{before: "get stacks/shop/volumes/data/packs", until: "prune1 is through"}}, forget: "restore is suspended",
+			restore: "setup", holds: []suspend{{before: "get stacks/shop/volumes/data/packs", until: "prune1 is through"}}, forget: "restore is suspended",
 			prunes: []planned{{after: "forget is through"}, {after: "prune0 is through"}},
 		},
 		{
 			rule: "prune waits for runs older than its list", out: broken{ignoreOlder: true},
-			write: []hold{
+			write: []suspend{
 				{before: beforeIntent, until: "prune0 is suspended"},
 				{before: "get stacks/shop/volumes/data/index", until: "prune0 is through"},
 				{before: "get stacks/shop/volumes/data/index", how: 13 * time.Hour},
@@ -932,26 +932,26 @@ func courses() []course {
 			},
 			forget: "writer is suspended before " + beforeIntent,
 			prunes: []planned{
-				{after: "forget is through", holds: []hold{{before: "list stacks/shop/snapshots/", until: "writer list stacks/shop/condemned/"}}},
-				{after: "prune0 is through", days: 1, holds: []hold{{before: "now", how: time.Hour}}},
+				{after: "forget is through", holds: []suspend{{before: "list stacks/shop/snapshots/", until: "writer list stacks/shop/condemned/"}}},
+				{after: "prune0 is through", days: 1, holds: []suspend{{before: "now", how: time.Hour}}},
 			},
 		},
 		{
 			rule: "the list is removed after its last object", out: broken{listFirst: true},
-			write: []hold{intent, {before: beforePut, until: "prune1 is suspended"}}, forget: "writer is suspended before " + beforeIntent,
-			prunes: []planned{{after: "writer is suspended before " + beforePut, days: 2}, {after: "prune0 is through", days: 8, holds: []hold{{before: "delete stacks/shop/snapshots/", until: "writer is through"}}}},
+			write: []suspend{intent, {before: beforePut, until: "prune1 is suspended"}}, forget: "writer is suspended before " + beforeIntent,
+			prunes: []planned{{after: "writer is suspended before " + beforePut, days: 2}, {after: "prune0 is through", days: 8, holds: []suspend{{before: "delete stacks/shop/snapshots/", until: "writer is through"}}}},
 		},
 		{
 			rule: "garbage is explicit", out: broken{implicitGarbage: true},
-			write:  []hold{{before: beforePut, until: "prune0 is through"}},
+			write:  []suspend{{before: beforePut, until: "prune0 is through"}},
 			prunes: []planned{{after: "writer is suspended before " + beforePut}},
 		},
 		{
 			rule: "what a manifest needs by then is spared", out: broken{noRescue: true},
-			write:  []hold{{before: beforeIntent, until: "prune0 is suspended"}, {before: beforePut, until: "prune0 is suspended before put"}},
+			write:  []suspend{{before: beforeIntent, until: "prune0 is suspended"}, {before: beforePut, until: "prune0 is suspended before put"}},
 			forget: "writer is suspended before " + beforeIntent,
 			prunes: []planned{
-				{after: "forget is through", holds: []hold{{before: "list stacks/shop/snapshots/", until: "writer list stacks/shop/condemned/"}, {before: "put stacks/shop/condemned/", until: "writer reports"}}},
+				{after: "forget is through", holds: []suspend{{before: "list stacks/shop/snapshots/", until: "writer list stacks/shop/condemned/"}, {before: "put stacks/shop/condemned/", until: "writer reports"}}},
 				{after: "prune0 is through", days: 8},
 			},
 		},
@@ -961,27 +961,27 @@ func courses() []course {
 			prunes: []planned{
 				{after: "forget is through"},
 				{after: "prune2 is suspended"},
-				{after: "prune0 is through", days: 8, holds: []hold{{before: beforeDelete, until: "copy is through"}}},
+				{after: "prune0 is through", days: 8, holds: []suspend{{before: beforeDelete, until: "copy is through"}}},
 			},
 		},
 		{
 			rule: "a condemned pack is not relied on", out: broken{relyOnCondemned: true},
-			write: []hold{{before: beforeIntent, until: "prune0 is through"}}, forget: "writer is suspended before " + beforeIntent,
+			write: []suspend{{before: beforeIntent, until: "prune0 is through"}}, forget: "writer is suspended before " + beforeIntent,
 			prunes: []planned{{after: "forget is through"}},
 		},
 		{
 			rule: "a writer confirms its parent after its intent", out: broken{parentUnconfirmed: true},
-			write: []hold{{before: beforeIntent, until: "prune1 is through"}}, forget: "writer is suspended before " + beforeIntent,
+			write: []suspend{{before: beforeIntent, until: "prune1 is through"}}, forget: "writer is suspended before " + beforeIntent,
 			prunes: []planned{{after: "forget is through"}, {after: "prune0 is through", days: 8}},
 		},
 		{
 			rule: "a writer reads the lists after its manifest", out: broken{commitUnchecked: true},
-			write: []hold{intent, {before: beforePut, until: "prune1 is suspended"}}, forget: "writer is suspended before " + beforeIntent,
-			prunes: []planned{{after: "writer is suspended before " + beforePut, days: 2}, {after: "prune0 is through", days: 8, holds: []hold{{before: "delete stacks/shop/snapshots/", until: "writer is through"}}}},
+			write: []suspend{intent, {before: beforePut, until: "prune1 is suspended"}}, forget: "writer is suspended before " + beforeIntent,
+			prunes: []planned{{after: "writer is suspended before " + beforePut, days: 2}, {after: "prune0 is through", days: 8, holds: []suspend{{before: "delete stacks/shop/snapshots/", until: "writer is through"}}}},
 		},
 		{
 			rule: "a writer reads the lists before it looks for its packs", out: broken{packsBeforeLists: true},
-			write: []hold{
+			write: []suspend{
 				intent,
 				{before: beforePut, until: "prune1 is suspended before " + beforeDelete},
 				{before: "list stacks/shop/condemned/", until: "prune1 is through"},
@@ -989,7 +989,7 @@ func courses() []course {
 			forget: "writer is suspended before " + beforeIntent,
 			prunes: []planned{
 				{after: "writer is suspended before " + beforePut, days: 2},
-				{after: "prune0 is through", days: 8, holds: []hold{{before: beforeDelete, until: "writer is suspended before list stacks/shop/condemned/"}}},
+				{after: "prune0 is through", days: 8, holds: []suspend{{before: beforeDelete, until: "writer is suspended before list stacks/shop/condemned/"}}},
 			},
 		},
 	}

@@ -10,7 +10,8 @@ import (
 
 // piece is a frame to be read, and what it is for.
 type piece struct {
-	ref pack.Ref
+	ref     pack.Ref
+	entries int // of the index that it holds in memory
 	// use takes the decoded frame, which it must not keep; drop, where set, is
 	// called in its place where the frame cannot be had.
 	use  func(raw []byte) error
@@ -29,7 +30,7 @@ const (
 	// a line of 25 Mbit/s brings in the time of a round trip.
 	maxGap = 64 << 10
 	// maxLarges bounds the files that stand open meanwhile.
-	maxLarges = 32
+	maxLarges = 64
 )
 
 // read has a frame read, sooner or later.
@@ -43,7 +44,15 @@ func (w *fileReader) read(p piece) {
 // flush reads what was asked for, in the order in which it lies.
 func (w *fileReader) flush() {
 	for _, part := range near(w.pieces) {
-		w.g.Go(func() error { return w.together(part) })
+		entries := 0
+		for _, p := range part {
+			entries += p.entries
+		}
+		if !w.queue(entries, func() error { return w.together(part) }) {
+			for i := range part {
+				_ = part[i].abandon() // what ended the run is known
+			}
+		}
 	}
 	w.pieces, w.larges = nil, 0
 }
@@ -51,6 +60,10 @@ func (w *fileReader) flush() {
 // abandon drops what was asked for and not begun.
 func (w *fileReader) abandon() error {
 	var errs []error
+	if w.heads.waiting != nil {
+		errs = append(errs, <-w.heads.waiting)
+	}
+	w.heads = heads{}
 	for _, p := range w.pieces {
 		errs = append(errs, p.abandon())
 	}

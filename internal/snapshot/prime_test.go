@@ -20,7 +20,7 @@ func TestTheFirstBackupAfterARestoreReadsOnlyWhatChanged(t *testing.T) {
 	repo := l.places(st)[0].Repo
 	take := func() *Summary {
 		t.Helper()
-		s, err := repo.Backup(ctx, st, BackupOptions{Stack: "shop", Origin: "another", Volumes: []Source{{"data", fresh}}})
+		s, err := repo.Backup(ctx, st, BackupOptions{Stack: "shop", Origin: "another", Volumes: []Source{{Name: "data", Path: fresh}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -80,7 +80,7 @@ func TestANoteOfARestoreThatDoesNotFitCostsNothing(t *testing.T) {
 			}
 			spoil(t, l.cache(), fresh)
 			repo := l.places(st)[0].Repo
-			s, err := repo.Backup(ctx, st, BackupOptions{Stack: "shop", Volumes: []Source{{"data", fresh}}})
+			s, err := repo.Backup(ctx, st, BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: fresh}}})
 			if err != nil {
 				t.Fatal(err)
 			}

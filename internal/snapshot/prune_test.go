@@ -611,3 +611,36 @@ func TestACopyDoesNotRelyOnWhatIsCondemned(t *testing.T) {
 	}
 	l.wantClean(b)
 }
+
+// A run may put packs that its manifest does not name, where it went over a
+// volume again. Its intent stays then, and prune finds them.
+func TestPacksThatASuccessfulRunDoesNotNeedAreGarbage(t *testing.T) {
+	st := storetest.NewMemory()
+	m := &Manifest{Stack: "shop", Run: "0123456789abcdef", Volumes: []Volume{{Name: "data", Packs: []PackRange{{Run: "0123456789abcdef", Sizes: []uint32{1}}}}}}
+	for name, c := range map[string]struct {
+		packs []string
+		left  bool
+	}{
+		"all are needed":      {m.objects(), false},
+		"one is not":          {append(m.objects(), "stacks/shop/volumes/data/packs/0123456789abcdef-1"), true},
+		"none was put at all": {nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st := st.Clone()
+			in := &intents{r: &Repository{store: st, now: time.Now}, w: st, stack: "shop", run: m.Run}
+			if err := in.begin(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for _, key := range c.packs {
+				if err := in.put(t.Context(), key, []byte("x")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			in.succeeded(m)
+			in.end(t.Context())
+			if left := st.Bytes(runKey("shop", m.Run, 0)) != nil; left != c.left {
+				t.Errorf("the intent is left: %v, want %v", left, c.left)
+			}
+		})
+	}
+}

@@ -153,7 +153,7 @@ func (l *lab) settled() Options { return Options{Credentials: l.credentials, Cac
 func (l *lab) sources() []Source {
 	var s []Source
 	for _, v := range labVolumes {
-		s = append(s, Source{v, l.volume(v)})
+		s = append(s, Source{Name: v, Path: l.volume(v)})
 	}
 	return s
 }
@@ -538,6 +538,7 @@ func restoreCases(t *testing.T, do func(t *testing.T, l *lab, st *storetest.Memo
 			}
 			count := &storetest.Faulty{Writer: st}
 			dir := prepare()
+			l.drop(l.cache()) // as those that follow may find it
 			if err := l.restore(context.Background(), count, id, "data", dir, over); err != nil {
 				t.Fatal(err)
 			}
@@ -610,7 +611,7 @@ func (l *lab) backupOf(dir string) (*Summary, error) {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	return r.Backup(context.Background(), st, BackupOptions{Stack: "shop", Volumes: []Source{{"data", dir}}})
+	return r.Backup(context.Background(), st, BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: dir}}})
 }
 
 func TestARestoreCancelledAtAnyOperationReturnsAndCanBeRepeated(t *testing.T) {

@@ -22,7 +22,10 @@ type RestoreOptions struct {
 	Path   string // the directory that becomes it; made if its parent is there
 	// Force allows a volume that holds something: what differs is changed, what
 	// the snapshot does not have is removed.
-	Force   bool
+	Force bool
+	// Fresh, where set, says that the volume holds nothing worth keeping: Force
+	// and Undo do not count then.
+	Fresh   *Fresh
 	Include []string // patterns; empty for all
 	// NoOwner leaves owners as they come, for users who may not set them.
 	NoOwner bool
@@ -31,6 +34,17 @@ type RestoreOptions struct {
 	Undo     func(ctx context.Context, u UndoRequest) error
 	Progress *Progress
 	Warn     func(w Warning)
+}
+
+// Fresh is what a volume that is to be seeded holds all the same. A restore into
+// it gives files their names only when they are whole, so that what lies there
+// after one that was killed can be told from what others wrote.
+type Fresh struct {
+	// Discard are paths that are removed once the mark is written, and nothing
+	// else is: the engine's copy of an image.
+	Discard []string
+	// Keep are files in the root that stay as they are, and are not restored: .gitkeep and its like.
+	Keep []string
 }
 
 // UndoRequest is what an undo snapshot has to keep.
@@ -69,6 +83,7 @@ type restore struct {
 	dest    *tree.Dest
 	include patterns
 	plan    *plan // nil: the volume is empty, everything is to be written
+	resumed bool  // an earlier restore into the fresh volume did not end
 	mu      sync.Mutex
 	stats   RestoreStats
 	root    *tarstream.Header // of the volume's root; read before the mark goes
@@ -127,6 +142,9 @@ func (m *Manifest) volumeNames() []string {
 // run does the steps in their order. From the mark's writing to its removal
 // the volume passes for no data, whatever happens.
 func (r *restore) run(ctx context.Context) error {
+	if err := r.v.pg.fetchAll(ctx); err != nil {
+		return err
+	}
 	fresh, err := r.prepare(ctx)
 	if err != nil {
 		return err
@@ -141,7 +159,8 @@ func (r *restore) run(ctx context.Context) error {
 	if err := r.dest.WriteMark(append(text, '\n')); err != nil {
 		return err
 	}
-	steps := []func(context.Context) error{r.removeOthers, r.findStandIns, r.makeDirs, r.writeFiles, r.writeSpecials, r.writeLinks, r.finishDirs}
+	defer r.v.beginTars(ctx)()
+	steps := []func(context.Context) error{r.discard, r.removeOthers, r.findStandIns, r.makeDirs, r.writeFiles, r.writeSpecials, r.writeLinks, r.finishDirs}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return r.explain(err)
@@ -174,6 +193,9 @@ func (r *restore) prepare(ctx context.Context) (fresh bool, err error) {
 	}
 	marked := r.dest.HasMark()
 	names = slices.DeleteFunc(names, func(n string) bool { return n == "lost+found" || n == tree.IncompleteMark })
+	if r.o.Fresh != nil {
+		names = r.o.Fresh.others(names)
+	}
 	if len(names) == 0 {
 		return true, nil
 	}
@@ -182,6 +204,13 @@ func (r *restore) prepare(ctx context.Context) (fresh bool, err error) {
 		if text, err := r.dest.ReadMark(); err == nil && json.Unmarshal(text, &was) == nil && was.Fresh && was.Volume == r.o.Volume {
 			fresh = true // all that is here, an earlier restore wrote
 		}
+	}
+	if r.o.Fresh != nil {
+		if fresh {
+			r.resumed = true
+			return true, nil // discard plans
+		}
+		return false, fmt.Errorf("%w: it is not fresh any more, it holds data (%s); nothing was changed", ErrNotEmpty, some(names))
 	}
 	if !r.o.Force && !fresh {
 		if marked {
@@ -202,6 +231,51 @@ func (r *restore) prepare(ctx context.Context) (fresh bool, err error) {
 	return fresh, nil
 }
 
+// others are the names in the root that are neither discarded nor kept.
+func (f *Fresh) others(names []string) []string {
+	known := map[string]bool{}
+	for _, n := range append(slices.Clone(f.Discard), f.Keep...) {
+		known[n] = true
+	}
+	return slices.DeleteFunc(names, func(n string) bool { return known[n] })
+}
+
+// discard removes what a fresh volume holds. What was not announced stays, and
+// then the volume is not fresh any more; except after an earlier restore:
+// there is a plan for what that wrote.
+func (r *restore) discard(ctx context.Context) error {
+	if r.o.Fresh == nil {
+		return nil
+	}
+	drop := make(map[string]bool, len(r.o.Fresh.Discard))
+	for _, p := range r.o.Fresh.Discard {
+		drop[p] = true
+	}
+	for _, p := range r.o.Fresh.Discard {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := r.dest.Remove(p, func(p string) bool { return !drop[p] }); err != nil {
+			return err
+		}
+	}
+	names, err := r.dest.ReadDirNames(index.Root)
+	if err != nil {
+		return err
+	}
+	names = slices.DeleteFunc(names, func(n string) bool {
+		return n == "lost+found" || n == tree.IncompleteMark || slices.Contains(r.o.Fresh.Keep, n)
+	})
+	if len(names) == 0 {
+		return nil
+	}
+	if !r.resumed || slices.ContainsFunc(names, func(n string) bool { return drop[n] }) {
+		return fmt.Errorf("%w: it is not fresh any more: meanwhile something was written to it (%s)", ErrNotEmpty, some(names))
+	}
+	r.plan, err = r.makePlan(ctx)
+	return err
+}
+
 func some(names []string) string {
 	if len(names) > 3 {
 		return fmt.Sprintf("%q, %q, %q and %d more", names[0], names[1], names[2], len(names)-3)
@@ -210,6 +284,9 @@ func some(names []string) string {
 }
 
 func (r *restore) included(path string, dir bool) bool {
+	if r.o.Fresh != nil && slices.Contains(r.o.Fresh.Keep, path) {
+		return false
+	}
 	return len(r.include) == 0 || r.include.matchTree(r.o.Volume, path, dir)
 }
 
@@ -378,7 +455,8 @@ type writer struct {
 	f  *tree.DestFile
 }
 
-func (w *writer) replace() bool { return w.r.plan != nil }
+// replace says whether the file gets its name only when it is whole.
+func (w *writer) replace() bool { return w.r.plan != nil || w.r.o.Fresh != nil }
 
 // Write implements fileSink. A file that comes in one piece takes the short way.
 func (w *writer) Write(p []byte, off int64) error {

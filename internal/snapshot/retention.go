@@ -44,8 +44,8 @@ type Span struct {
 
 const policyExample = `write it as in "7 daily, 4 weekly, 6 monthly, 2 yearly", "3 last" or "within 30d"`
 
-// maxKept bounds the numbers in a policy: more is a typing error.
-const maxKept = 100000
+// maxNumber bounds the numbers in a policy: more is a typing error.
+const maxNumber = 100000
 
 // ParsePolicy reads a policy: items separated by commas, each "N UNIT" with the
 // units last, hourly, daily, weekly, monthly and yearly, or "within SPAN".
@@ -88,8 +88,8 @@ func (p *Policy) add(words []string) (string, error) {
 		return "within", err
 	}
 	n, err := strconv.Atoi(words[0])
-	if err != nil || n < 1 || n > maxKept {
-		return "", fmt.Errorf("%q is no number from 1 to %d", words[0], maxKept)
+	if err != nil || n < 1 || n > maxNumber {
+		return "", fmt.Errorf("%q is no number from 1 to %d", words[0], maxNumber)
 	}
 	if words[1] == "last" {
 		p.Last = n
@@ -117,7 +117,7 @@ func ParseSpan(text string) (Span, error) {
 		}
 		n, err := strconv.Atoi(rest[:i])
 		at := strings.IndexByte(order, rest[i])
-		if err != nil || n < 1 || n > maxKept || at < 0 {
+		if err != nil || n < 1 || n > maxNumber || at < 0 {
 			return Span{}, bad
 		}
 		switch rest[i] {
@@ -234,7 +234,7 @@ func (m *Manifest) bytes() (n uint64) {
 // line is what a snapshot is counted with: those of its stack that lead, or,
 // for a clone's own, those of that clone.
 func (m *Manifest) line() string {
-	if m.seededFrom() != "" && m.Trigger != "schedule" {
+	if m.Seeded != "" && m.Trigger != "schedule" {
 		return m.Stack + "\x00" + m.Origin
 	}
 	return m.Stack

@@ -17,6 +17,7 @@ type volumeReader struct {
 	vol   *Volume
 	pg    *pages
 	sizes map[pack.Name]uint32 // of the data packs that the manifest names
+	tars  tars
 }
 
 func (r *Repository) reader(m *Manifest, vol *Volume) *volumeReader {
@@ -40,6 +41,20 @@ func (v *volumeReader) inPack(ref pack.Ref) error {
 // fetch reads frames that lie near each other in one pack, in ascending order,
 // by one read, and decodes them one by one. use must not keep raw.
 func (v *volumeReader) fetch(ctx context.Context, refs []pack.Ref, use func(i int, raw []byte) error) error {
+	raw := decodeBuffers.Get().(*[]byte)
+	defer decodeBuffers.Put(raw)
+	return v.fetchStored(ctx, refs, func(i int, data []byte) error {
+		b, err := pack.Decode(*raw, data, refs[i])
+		if err != nil {
+			return err
+		}
+		*raw = b
+		return use(i, b)
+	})
+}
+
+// fetchStored is fetch without the decoding; use must not keep data either.
+func (v *volumeReader) fetchStored(ctx context.Context, refs []pack.Ref, use func(i int, data []byte) error) error {
 	first, end := refs[0], int64(0)
 	for _, ref := range refs {
 		if err := v.inPack(ref); err != nil {
@@ -52,16 +67,9 @@ func (v *volumeReader) fetch(ctx context.Context, refs []pack.Ref, use func(i in
 	if err != nil {
 		return fmt.Errorf("read %s: %w", key, err)
 	}
-	raw := decodeBuffers.Get().(*[]byte)
-	defer decodeBuffers.Put(raw)
 	for i, ref := range refs {
 		at := ref.Off - first.Off
-		b, err := pack.Decode(*raw, data[at:at+ref.Len], ref)
-		if err != nil {
-			return err
-		}
-		*raw = b
-		if err := use(i, b); err != nil {
+		if err := use(i, data[at:at+ref.Len]); err != nil {
 			return err
 		}
 	}
@@ -101,6 +109,7 @@ const maxTar = 64 << 20
 // paths, with its tar header.
 func (v *volumeReader) nodes(ctx context.Context, use func(e *index.Entry, h *tarstream.Header) error) error {
 	const s = index.Nodes
+	v.tars.ahead.Wait()
 	cur, err := index.NewCursor(ctx, v.pg, v.vol.Nodes, nil)
 	if err != nil {
 		return err
@@ -124,7 +133,7 @@ func (v *volumeReader) nodes(ctx context.Context, use func(e *index.Entry, h *ta
 				return fmt.Errorf("%w: %d bytes too many among the %s", ErrDamaged, len(tar), s)
 			}
 			page = p
-			if tar, err = v.tar(ctx, p.Tar); err != nil {
+			if tar, err = v.tar(ctx, p.Tar, cur.Following()); err != nil {
 				return err
 			}
 		}
@@ -140,27 +149,6 @@ func (v *volumeReader) nodes(ctx context.Context, use func(e *index.Entry, h *ta
 			return err
 		}
 	}
-}
-
-// tar reads the headers of one leaf.
-func (v *volumeReader) tar(ctx context.Context, refs []pack.Ref) ([]byte, error) {
-	total := 0
-	for _, ref := range refs {
-		if total += int(ref.Raw); total > maxTar {
-			return nil, fmt.Errorf("%w: headers of more than %d bytes", ErrDamaged, maxTar)
-		}
-	}
-	tar := make([]byte, 0, total)
-	for _, run := range runs(refs) {
-		err := v.fetch(ctx, run, func(_ int, raw []byte) error {
-			tar = append(tar, raw...)
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return tar, nil
 }
 
 // fits makes sure that an entry's header is the one its index line means.

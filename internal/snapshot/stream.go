@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"io"
 	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -54,6 +55,7 @@ type stream struct {
 	last   uint64  // hash of the tail's last line
 	header []byte  // scratch
 	cut    chunker // of large files; its memory serves one after the other
+	held   []func() error
 }
 
 // slotJob is a slot on its way.
@@ -96,6 +98,44 @@ func (s *stream) buffer() (*[]byte, error) {
 	case <-s.ctx.Done():
 		return nil, context.Cause(s.ctx)
 	}
+}
+
+// giveBack returns a buffer that buffer handed out.
+func (s *stream) giveBack(b *[]byte) { s.bufs <- b }
+
+// encode has an encoder do its work on raw, a buffer, and gives that back. While
+// the services are frozen it only keeps a copy, as long as there is memory for it.
+func (s *stream) encode(raw *[]byte, work func(raw []byte) error) {
+	if s.v.hold.keep(len(*raw)) {
+		kept := slices.Clone(*raw)
+		s.giveBack(raw)
+		s.held = append(s.held, func() error { return work(kept) })
+		return
+	}
+	s.unhold()
+	s.g.Go(func() error {
+		defer s.giveBack(raw)
+		return work(*raw)
+	})
+}
+
+// own is encode of bytes that nobody uses further.
+func (s *stream) own(raw []byte, work func(raw []byte) error) {
+	if s.v.hold.keep(len(raw)) {
+		s.held = append(s.held, func() error { return work(raw) })
+		return
+	}
+	s.unhold()
+	s.g.Go(func() error { return work(raw) })
+}
+
+// unhold does what was put off.
+func (s *stream) unhold() {
+	for i, work := range s.held {
+		s.held[i] = nil
+		s.g.Go(work)
+	}
+	s.held = nil
 }
 
 func (s *stream) open() *slotJob {
@@ -158,18 +198,19 @@ func (s *stream) closeGroup() {
 		return
 	}
 	s.group = nil
-	s.g.Go(func() error {
+	s.encode(j.raw, func(raw []byte) error {
 		defer j.release()
-		refs, err := s.v.frames.storeAll(*j.raw)
+		refs, err := s.v.frames.storeAll(raw)
 		j.frames = refs
-		s.bufs <- j.raw
 		return err
 	})
+	j.raw = nil
 }
 
 // large adds a large file: its content first, then the header that fits what
-// was read. It says where it lies, and whether it changed meanwhile.
-func (s *stream) large(it *item) (e index.Entry, dirty bool, err error) {
+// was read. It says where it lies, and whether it changed meanwhile. old, where
+// not nil, are the frames that most of its content is expected in.
+func (s *stream) large(it *item, old []pack.Ref) (e index.Entry, dirty bool, err error) {
 	f, st, err := it.node.Open()
 	if err != nil {
 		return e, false, err
@@ -186,22 +227,19 @@ func (s *stream) large(it *item) (e index.Entry, dirty bool, err error) {
 		return e, false, err
 	}
 	j := s.open()
-	err = s.chunks(j, newExtentReader(f, &h, s.v.read), &h)
-	var header []byte
+	if old != nil && h.Sparse == nil {
+		err = s.again(j, f, &h, it.base.Size, old)
+	} else {
+		err = s.chunks(j, newExtentReader(f, &h, s.v.read), &h)
+	}
 	if err == nil {
-		header, err = h.Append(nil)
+		err = s.headed(j, &h)
 	}
 	if err != nil {
 		j.abandoned = true
 		j.release()
 		return e, false, err
 	}
-	s.g.Go(func() error {
-		defer j.release()
-		var err error
-		j.header, err = s.v.frames.storeAll(header)
-		return err
-	})
 	after, err := f.Stat()
 	if err != nil {
 		return e, false, err
@@ -210,43 +248,77 @@ func (s *stream) large(it *item) (e index.Entry, dirty bool, err error) {
 	return e, !after.Same(&st), s.drain(false)
 }
 
+// headed adds the header of a large file whose content was read, and with it
+// the last piece of its slot.
+func (s *stream) headed(j *slotJob, h *tarstream.Header) error {
+	buf, err := s.buffer()
+	if err != nil {
+		return err
+	}
+	if *buf, err = h.Append(*buf); err != nil {
+		s.giveBack(buf)
+		return err
+	}
+	s.encode(buf, func(raw []byte) error {
+		defer j.release()
+		var err error
+		j.header, err = s.v.frames.storeAll(raw)
+		return err
+	})
+	return nil
+}
+
 // chunks cuts content into frames. The padding belongs to the last.
 func (s *stream) chunks(j *slotJob, r io.Reader, h *tarstream.Header) error {
 	s.cut.reset(r)
 	for more := true; more; {
-		buf, err := s.buffer()
-		if err != nil {
+		var err error
+		if _, more, err = s.cutNext(j, h.DataSize); err != nil {
 			return err
 		}
-		*buf, more, err = s.cut.next(*buf)
-		if err != nil || len(*buf) == 0 {
-			s.bufs <- buf
-			return err
-		}
-		if !more {
-			*buf = append(*buf, zeros[:tarstream.Padding(h.DataSize())]...)
-		}
-		s.chunk(j, buf)
 	}
 	return nil
 }
 
-// chunk hands a piece of a large file to an encoder.
-func (s *stream) chunk(j *slotJob, raw *[]byte) {
+// cutNext cuts one chunk off what is read, and says how long it is and whether
+// others follow. size is asked for the length of the whole once the last was read.
+func (s *stream) cutNext(j *slotJob, size func() int64) (n int, more bool, err error) {
+	buf, err := s.buffer()
+	if err != nil {
+		return 0, false, err
+	}
+	*buf, more, err = s.cut.next(*buf)
+	if err != nil || len(*buf) == 0 {
+		s.giveBack(buf)
+		return 0, false, err
+	}
+	n = len(*buf)
+	if !more {
+		*buf = append(*buf, zeros[:tarstream.Padding(size())]...)
+	}
+	s.encode(buf, s.piece(j))
+	return n, more, nil
+}
+
+// piece makes room for the next piece of a large file, and returns what an
+// encoder does with it.
+func (s *stream) piece(j *slotJob) func(raw []byte) error {
 	j.mu.Lock()
 	i := len(j.frames)
 	j.frames = append(j.frames, pack.Ref{})
 	j.mu.Unlock()
 	j.pending.Add(1)
-	s.g.Go(func() error {
+	return func(raw []byte) error {
 		defer j.release()
-		ref, err := s.v.frames.store(*raw)
-		s.bufs <- raw
+		ref, err := s.v.frames.store(raw)
+		if err == nil && s.v.printer != nil {
+			s.v.frames.note(ref.ID, s.v.printer.print(raw))
+		}
 		j.mu.Lock()
 		j.frames[i] = ref
 		j.mu.Unlock()
 		return err
-	})
+	}
 }
 
 // drain writes the table's lines of slots that are complete, in their order;
@@ -295,6 +367,7 @@ func (s *stream) drain(all bool) error {
 // close encodes and writes all that is left.
 func (s *stream) close() error {
 	s.closeGroup()
+	s.unhold()
 	derr := s.drain(true)
 	if err := s.g.Wait(); err != nil {
 		return err

@@ -37,41 +37,52 @@ type volumeRun struct {
 	expiredIdx  map[pack.Name]bool
 	used        usage // of data packs, by the last pass
 	usedIdx     usage
-	failed      error // met where it could not be returned
+	failed      error    // met where it could not be returned
+	nextSlot    uint64   // of the next pass
+	printer     *printer // nil where there is one pass only
+	recheck     bool     // an earlier pass of this run is the base: large files differ in little
+	hold        *hold    // nil where nothing is frozen
 }
 
 // maxPasses bounds how often a volume is gone over for the sake of stale members.
 const maxPasses = 4
 
-// take takes the volume: once, and again as long as a change of types left a
+// take goes over the volume: once, and again as long as a change of types left a
 // stale member where plain tar would trip over it. The passes after the first read
-// only the groups concerned.
-func (v *volumeRun) take(ctx context.Context, b *base) (*Volume, error) {
-	var forced map[uint64]bool
+// only the groups concerned. The last pass has read everything and is to be finished.
+func (v *volumeRun) take(ctx context.Context, b *base) (*pass, error) {
 	for n := 0; ; n++ {
-		vol, again, err := v.pass(ctx, b)
+		p, err := v.gather(ctx, b)
 		if err != nil {
 			return nil, err
 		}
-		if len(again) == 0 {
-			return vol, nil
+		if len(p.forced) == 0 {
+			return p, nil
 		}
 		if n == maxPasses {
+			p.abandon()
 			return nil, errors.New("files and directories keep changing places while the volume is read; stop what changes them and try again")
 		}
-		// The result of this pass is on the target, but for its manifest: it
-		// is the base of the next.
-		sizes, err := v.pages.w.Flush()
+		vol, err := p.finish(ctx)
 		if err != nil {
 			return nil, err
 		}
-		v.pg.know([]PackRange{{Run: v.run, Sizes: sizes}})
-		forced = again
-		vol.Rewrite = Rewrite{}
-		if b, err = openBase(ctx, vol, v.pg, true, forced, v.frames.know); err != nil {
+		if b, err = v.baseOf(ctx, vol, p.forced); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// baseOf makes the result of a pass the base of the next: all of it is on the
+// target, but for its manifest.
+func (v *volumeRun) baseOf(ctx context.Context, vol *Volume, forced map[uint64]bool) (*base, error) {
+	sizes, err := v.pages.w.Flush()
+	if err != nil {
+		return nil, err
+	}
+	v.pg.know([]PackRange{{Run: v.run, Sizes: sizes}})
+	vol.Rewrite = Rewrite{}
+	return openBase(ctx, vol, v.pg, true, forced, v.frames.know)
 }
 
 func (v *volumeRun) read(n int) {
@@ -117,6 +128,8 @@ type pass struct {
 	last     [index.Sections]uint64 // hash of the last line
 	used     usage                  // of data packs
 	usedIdx  usage
+	pages    countedPages
+	tail     *collector      // of the frame table's new leaves
 	solid    string          // the last path that is in the stream and is no directory
 	forced   map[uint64]bool // groups that must not keep a stale member
 	line     []byte
@@ -152,8 +165,9 @@ func (c countedPages) StorePage(raw []byte) (pack.Ref, error) {
 	return ref, err
 }
 
-func (v *volumeRun) pass(ctx context.Context, b *base) (*Volume, map[uint64]bool, error) {
-	v.counts, v.warnings = Counts{}, nil
+// newPass begins a pass against a base.
+func (v *volumeRun) newPass(ctx context.Context, b *base) *pass {
+	v.counts, v.warnings, v.stats.FramesReused = Counts{}, nil, 0
 	p := &pass{v: v, base: b, used: usage{}, usedIdx: usage{}, forced: map[uint64]bool{}, lost: map[string]string{}}
 	pages := countedPages{v.pages, p.usedIdx}
 	for s := range p.leaves {
@@ -167,42 +181,63 @@ func (v *volumeRun) pass(ctx context.Context, b *base) (*Volume, map[uint64]bool
 			}
 		}
 	}
-	var first uint64
 	if b != nil {
-		first = b.vol.NextSlot
+		v.nextSlot = max(v.nextSlot, b.vol.NextSlot)
 	}
-	tail := &collector{}
-	p.stream = v.newStream(ctx, first, index.NewLeaves(tail, pages), p.used)
-	scanErr := v.scan(p.stream.ctx, b, p.use)
-	if scanErr != nil {
-		// An encoder's failure ended the scan: it is the cause.
-		p.stream.cancel(scanErr)
-		if err := p.stream.g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
-			return nil, nil, err
-		}
-		return nil, nil, scanErr
+	p.pages, p.tail = pages, &collector{}
+	p.stream = v.newStream(ctx, v.nextSlot, index.NewLeaves(p.tail, pages), p.used)
+	return p
+}
+
+// gather reads all that is to be read. What it returns is to be finished, or abandoned.
+func (v *volumeRun) gather(ctx context.Context, b *base) (*pass, error) {
+	p := v.newPass(ctx, b)
+	err := v.scan(p.stream.ctx, b, p.use)
+	if err == nil {
+		err = v.failed
 	}
-	if v.failed != nil {
-		return nil, nil, v.failed
+	if err != nil {
+		return nil, p.fail(err)
 	}
+	p.stream.closeGroup()
+	return p, nil
+}
+
+// fail ends a pass that met an error, and returns its cause: that of an encoder
+// which ended the pass, if there was one.
+func (p *pass) fail(err error) error {
+	p.stream.cancel(err)
+	if cause := p.stream.g.Wait(); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
+}
+
+// abandon ends a pass that is not to be finished.
+func (p *pass) abandon() { _ = p.fail(context.Canceled) }
+
+// finish stores what was put off, and the index.
+func (p *pass) finish(ctx context.Context) (*Volume, error) {
+	v := p.v
 	if err := p.stream.close(); err != nil {
-		return nil, nil, err
+		return nil, p.fail(err)
 	}
-	vol := &Volume{Name: v.name, NextSlot: p.stream.next, Counts: v.counts, Warnings: v.warnings}
+	v.nextSlot = p.stream.next
+	vol := &Volume{Name: v.name, NextSlot: v.nextSlot, Counts: v.counts, Warnings: v.warnings}
 	for s := range p.leaves {
 		err := p.leaves[s].Close(p.last[s])
 		if err == nil {
 			*vol.Section(index.Section(s)), err = p.builders[s].Close()
 		}
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
-	if err := p.frameTable(ctx, vol, tail, pages); err != nil {
-		return nil, nil, err
+	if err := p.frameTable(ctx, vol, p.tail, p.pages); err != nil {
+		return nil, err
 	}
 	p.advise(vol)
-	return vol, p.forced, nil
+	return vol, nil
 }
 
 // use puts one item into the sections.
@@ -348,7 +383,11 @@ func (p *pass) file(it *item, e *index.Entry) error {
 		}
 		dirty = c.dirty
 	} else {
-		large, changed, err := p.stream.large(it)
+		old, err := p.expected(it)
+		if err != nil {
+			return err
+		}
+		large, changed, err := p.stream.large(it, old)
 		if err != nil {
 			if cause := context.Cause(p.stream.ctx); cause != nil {
 				return cause
@@ -365,6 +404,14 @@ func (p *pass) file(it *item, e *index.Entry) error {
 		v.warning(it.path, errors.New("changed while it was read; its content may be torn"))
 	}
 	return nil
+}
+
+// expected returns the frames that a large file's content is expected in.
+func (p *pass) expected(it *item) ([]pack.Ref, error) {
+	if !p.v.recheck || p.base == nil {
+		return nil, nil
+	}
+	return p.base.content(p.stream.ctx, it.base)
 }
 
 // small stores a small file, unless the base has it and only its stat was in doubt.
@@ -438,7 +485,9 @@ func (p *pass) frameTable(ctx context.Context, vol *Volume, tail *collector, pag
 				continue
 			}
 			p.used.add(cur.Frame.Ref)
-			p.v.stats.FramesReused++
+			if cur.Frame.Pack.Run != p.v.run {
+				p.v.stats.FramesReused++
+			}
 			last = cur.Frame.Hash()
 			if err := leaves.Add(last, cur.Item().Line, nil, cur.Item()); err != nil {
 				return err

@@ -179,6 +179,15 @@ func unescapeKey(s string) (string, error) { return unescape([]byte(s)) }
 // Item is where the current entry stands.
 func (c *Cursor) Item() *Item { return c.item }
 
+// Following are the leaves behind the current one, as far as they are known:
+// up to the end of the page above. They are not to be changed.
+func (c *Cursor) Following() []Child {
+	if len(c.lines.stack) == 0 {
+		return nil
+	}
+	return c.lines.stack[len(c.lines.stack)-1]
+}
+
 // Next goes to the next entry; false at the end.
 func (c *Cursor) Next() (bool, error) {
 	item, err := c.lines.next()

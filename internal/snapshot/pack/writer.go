@@ -58,6 +58,7 @@ type Writer struct {
 	table  []TableEntry
 	sizes  []uint32
 	stored int64
+	held   int64 // memory of buffers, as far as they grew here
 }
 
 // NewWriter returns a Writer whose packs are named after run. At most
@@ -102,6 +103,7 @@ func (w *Writer) Add(id ID, raw int, frame []byte) (Ref, error) {
 			grown = make([]byte, len(w.buf), max(need, w.Size)+tableSlack)
 		}
 		copy(grown, w.buf)
+		w.held += int64(cap(grown) - cap(w.buf))
 		w.buf = grown
 	}
 	w.buf = append(w.buf, frame...)
@@ -150,6 +152,38 @@ func (w *Writer) Flush() (sizes []uint32, err error) {
 		return nil, context.Cause(w.ctx)
 	}
 	return w.sizes, nil
+}
+
+// Rest waits for every pack that is being put and gives up their memory, for a
+// Writer that is not used for a while. A pack that only began to grow stays open.
+func (w *Writer) Rest() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.buf) > firstBuffer {
+		w.seal()
+	}
+	out := cap(w.free)
+	if w.buf != nil {
+		out--
+	}
+	for range out {
+		<-w.free
+	}
+	for range out {
+		w.free <- nil
+	}
+	w.held = int64(cap(w.buf))
+	if w.ctx.Err() != nil {
+		return context.Cause(w.ctx)
+	}
+	return nil
+}
+
+// Held is about how much memory the Writer has, in bytes.
+func (w *Writer) Held() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.held
 }
 
 // Close flushes, and ends the Writer's goroutines.

@@ -76,23 +76,3 @@ func typeOf(mode uint32) tarstream.Type {
 	}
 	return 0
 }
-
-// Same says that two stats show the same state of the same entry: nothing
-// was written to it, nor was its metadata changed, between them.
-func (s *Stat) Same(o *Stat) bool {
-	return s.Type == o.Type && s.Ino == o.Ino && s.Size == o.Size && s.Mtime == o.Mtime && s.Ctime == o.Ctime
-}
-
-// Header is the tar header of an entry with this stat; link text and xattrs are the caller's.
-func (s *Stat) Header(path string) tarstream.Header {
-	h := tarstream.Header{
-		Path: path, Type: s.Type, Mode: s.Mode, UID: s.UID, GID: s.GID, Mtime: s.Mtime,
-	}
-	switch s.Type {
-	case tarstream.File:
-		h.Size = s.Size
-	case tarstream.Char, tarstream.Block:
-		h.Major, h.Minor = s.Major, s.Minor
-	}
-	return h
-}

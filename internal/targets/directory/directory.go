@@ -19,8 +19,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/disko/backupd/internal/store"
 )
 
@@ -111,7 +109,7 @@ func (t *Target) Get(ctx context.Context, key string, off, n int64) ([]byte, err
 }
 
 func get(path string, off, n int64) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, err := os.OpenFile(path, os.O_RDONLY|noFollow, 0)
 	if errors.Is(err, syscall.ENOTDIR) {
 		return nil, fs.ErrNotExist
 	}
@@ -173,8 +171,7 @@ func (t *Target) Delete(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	// Not os.Remove: a directory is a prefix of keys and no object.
-	err = unix.Unlink(path)
+	err = unlink(path)
 	if absent(err) && t.gone() {
 		return t.explain("delete", key, err) // absent, but so is all the rest
 	}

@@ -10,9 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/disko/backupd/internal/store"
 )
@@ -131,7 +130,7 @@ func place(from, to string) error {
 	if !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.EOPNOTSUPP) && !errors.Is(err, syscall.EMLINK) && !errors.Is(err, syscall.ENOSYS) && !errors.Is(err, enotsupp) {
 		return err
 	}
-	err = unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	err = renameNew(from, to)
 	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, enotsupp) {
 		return errCannotPlace
 	}
@@ -199,6 +198,9 @@ func (t *Target) makeDirs(dir string) error {
 }
 
 func syncDir(dir string) error {
+	if runtime.GOOS == "windows" {
+		return nil // there is no such thing: names are durable with the journal
+	}
 	f, err := os.Open(dir)
 	if err != nil {
 		return err

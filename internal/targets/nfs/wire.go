@@ -12,8 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/disko/backupd/internal/store"
 )
 
@@ -160,8 +158,7 @@ func (w *wire) alive() bool {
 	}
 	open := false
 	err = raw.Read(func(fd uintptr) bool {
-		n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		open = n > 0 || errors.Is(err, unix.EAGAIN)
+		open = stillOpen(fd)
 		return true
 	})
 	return open && err == nil

@@ -119,7 +119,7 @@ func (c *child) kill() {
 	if !c.alive() {
 		return
 	}
-	_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL) // it may be gone
+	killGroup(c.cmd.Process) // it may be gone
 	<-c.ended
 }
 

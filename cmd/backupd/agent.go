@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"github.com/disko/backupd/internal/agent"
+	"github.com/disko/backupd/internal/seed"
+	"github.com/disko/backupd/internal/snapshot"
+)
+
+// surroundings say whose volumes are meant where none is named.
+type surroundings struct {
+	mode   string
+	memory string
+	cpus   float64
+}
+
+func (s *surroundings) flags(f *pflag.FlagSet) {
+	f.StringVar(&s.mode, "volumes", "mounted", "whose volumes: mounted (below /volumes), project (all of the Compose project, by workers), host (of every project on the machine, by workers)")
+	f.StringVar(&s.memory, "worker-memory", "", "most memory that a worker may use, as in 512m")
+	f.Float64Var(&s.cpus, "worker-cpus", 0, "most processors that a worker may use, as in 1.5")
+}
+
+// complete says which volumes a backup takes.
+func (s *surroundings) complete(b *agent.Backup, vols []string) (err error) {
+	if b.Mode, b.Limits, err = s.parse(); err != nil {
+		return err
+	}
+	if b.Mode == agent.Mounted {
+		b.Volumes, err = volumes(vols)
+		return err
+	}
+	if len(vols) > 0 {
+		return usagef("--volume names what is mounted, and --volumes=%s what is not; give one of them", s.mode)
+	}
+	return nil
+}
+
+func (s *surroundings) parse() (agent.Mode, agent.Limits, error) {
+	mode := agent.Mode(s.mode)
+	switch mode {
+	case "":
+		mode = agent.Mounted
+	case agent.Mounted, agent.Project, agent.Host:
+	default:
+		return "", agent.Limits{}, usagef("--volumes %q: write mounted, project or host", s.mode)
+	}
+	memory, err := parseSize(s.memory)
+	if err != nil {
+		return "", agent.Limits{}, usagef("--worker-memory %q: %w", s.memory, err)
+	}
+	if s.cpus < 0 {
+		return "", agent.Limits{}, usagef("--worker-cpus %v: must not be negative", s.cpus)
+	}
+	return mode, agent.Limits{Memory: memory, CPUs: s.cpus}, nil
+}
+
+// parseSize reads bytes as Docker writes them: 512m, 2g.
+func parseSize(text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	digits := strings.TrimRight(strings.ToLower(text), "bkmgi")
+	shift, ok := map[string]uint{"": 0, "b": 0, "k": 10, "kb": 10, "kib": 10, "m": 20, "mb": 20, "mib": 20, "g": 30, "gb": 30, "gib": 30}[strings.ToLower(text[len(digits):])]
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || !ok || n <= 0 || n > 1<<62>>shift {
+		return 0, fmt.Errorf("write a number and a unit, as in 512m or 2g")
+	}
+	return n << shift, nil
+}
+
+// agent finds out where this process runs, and opens what it needs.
+func (a *app) agent(ctx context.Context) (*agent.Agent, error) {
+	if _, err := a.options(); err != nil {
+		return nil, err // a secret that cannot be had: before anything is done
+	}
+	return agent.New(ctx, a.agentSettings())
+}
+
+func (a *app) agentSettings() agent.Settings {
+	return agent.Settings{
+		Stack: a.stack, Origin: a.origin, StateDir: a.stateDir, Version: version, Targets: a.targets,
+		Log: slog.New(slog.DiscardHandler),
+		Places: func(ctx context.Context, targets []string) (*agent.Places, error) {
+			b, end := a.scope(targets)
+			up, down, err := b.places(ctx)
+			closing := func() {
+				for _, p := range up {
+					p.Repo.Close()
+				}
+				end()
+			}
+			if err != nil {
+				closing()
+				return nil, err
+			}
+			return &agent.Places{Up: up, Down: down, Close: closing}, nil
+		},
+		Repository: func(ctx context.Context, targets []string) (*snapshot.Repository, func(), error) {
+			b, end := a.scope(targets)
+			repo, err := b.open(ctx)
+			if err != nil {
+				end()
+				return nil, nil, err
+			}
+			return repo, func() { repo.Close(); end() }, nil
+		},
+	}
+}
+
+// logger is for what lasts: text on a terminal, JSON elsewhere.
+func (a *app) logger(format string, level slog.Level) *slog.Logger {
+	o := &slog.HandlerOptions{Level: level}
+	f, ok := a.stderr.(*os.File)
+	if format == "json" || format != "text" && !(ok && term.IsTerminal(int(f.Fd()))) {
+		return slog.New(slog.NewJSONHandler(a.stderr, o))
+	}
+	return slog.New(slog.NewTextHandler(a.stderr, o))
+}
+
+// agentName is the name under which the agent of this container, or of this
+// state directory outside of one, says how it is.
+func (a *app) agentName() string {
+	if id, ok := seed.OwnContainerID(); ok {
+		return id
+	}
+	dir, err := filepath.Abs(a.stateDir)
+	if err != nil {
+		dir = a.stateDir
+	}
+	return fmt.Sprintf("%d:%s", os.Getuid(), dir)
+}

@@ -1,0 +1,84 @@
+package docker
+
+import (
+	"testing"
+)
+
+func TestPlans(t *testing.T) {
+	volume := func(name string) []Mount { return []Mount{{Type: "volume", Name: name, RW: true}} }
+	bind := func(path string) []Mount { return []Mount{{Type: "bind", Source: path, RW: true}} }
+	service := func(name string, mounts []Mount, needs ...string) Service {
+		return Service{Name: name, DependsOn: needs, Containers: []Container{{ID: name, Name: "shop-" + name + "-1", State: "running", Mounts: mounts}}}
+	}
+	stopped := func(s Service) Service { s.Healthcheck = true; return s }
+	labelled := func(s Service, pairs ...string) Service {
+		s.Labels = map[string]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			s.Labels[pairs[i]] = pairs[i+1]
+		}
+		return s
+	}
+	const undo = "read what changed meanwhile, then undo this from below\n"
+	for _, c := range []struct {
+		name     string
+		services []Service // each behind those that it needs
+		volumes  []string
+		want     string
+	}{
+		{"nothing writes", []Service{service("web", nil)}, []string{"data"}, "no service has to stand still\n"},
+		{
+			"what needs others first, and pauses last",
+			[]Service{service("cache", volume("data")), stopped(service("db", volume("data"))), service("worker", volume("data"), "db"), stopped(service("app", volume("data"), "db", "cache"))},
+			[]string{"data"},
+			"stop app: shop-app-1\npause worker: shop-worker-1\nstop db: shop-db-1\npause cache: shop-cache-1\n" + undo,
+		},
+		{
+			"a chain through a service that keeps running",
+			[]Service{stopped(service("db", volume("data"))), service("api", nil, "db"), stopped(service("web", volume("data"), "api"))},
+			[]string{"data"},
+			"stop web: shop-web-1\nstop db: shop-db-1\n" + undo,
+		},
+		{
+			"a bind mount of the directory, above and below it, and beside it",
+			[]Service{service("a", bind("/srv/data")), service("b", bind("/srv")), service("c", bind("/srv/data/uploads")), service("d", bind("/srv/data2"))},
+			[]string{"/srv/data/"},
+			"pause a: shop-a-1\npause b: shop-b-1\npause c: shop-c-1\n" + undo,
+		},
+		{
+			"labels decide, and hooks are around",
+			[]Service{
+				labelled(service("db", volume("data")), "backupd.quiesce", "none", "backupd.pre", "checkpoint", "backupd.post", "resume", "backupd.post.user", "db"),
+				labelled(service("web", nil, "db"), "backupd.quiesce", "stop", "backupd.pre", "maintenance on"),
+			},
+			[]string{"data"},
+			"run in shop-web-1, for at most 5m0s: maintenance on\nrun in shop-db-1, for at most 5m0s: checkpoint\nstop web: shop-web-1\n" + undo +
+				"run in shop-db-1 as db, for at most 5m0s: resume\n",
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p, err := NewPlan(PlanInput{Stack: &Stack{Project: "shop", Services: c.services}, Volumes: c.volumes})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := p.String(); got != c.want {
+				t.Errorf("got\n%swant\n%s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestDumpsAreOfServicesThatRun(t *testing.T) {
+	dump := map[string]string{"backupd.dump": "postgres"}
+	stack := &Stack{Services: []Service{
+		{Name: "db", Labels: dump, Containers: []Container{{ID: "1", State: "exited"}, {ID: "2", State: "running"}, {ID: "3", State: "running"}}},
+		{Name: "web", Containers: []Container{{ID: "4", State: "running"}}},
+		{Name: "backup", Labels: dump, Containers: []Container{{ID: "5", State: "exited"}}},
+	}}
+	got, err := Dumps(stack, []string{"5"})
+	if err != nil || len(got) != 1 || got[0].Service != "db" || got[0].Container.ID != "2" || got[0].Dump.File != "dump.sql" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if _, err := Dumps(stack, nil); err == nil {
+		t.Error("a service that does not run can be dumped")
+	}
+}

@@ -1,0 +1,179 @@
+package docker
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/mount"
+	"github.com/docker/docker/api/types/swarm"
+	"github.com/docker/docker/client"
+)
+
+// newSwarm starts an engine of its own, in a network of its own so that it takes
+// nothing from the machine's, and makes it a swarm.
+func newSwarm(t *testing.T) *stage {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts a Docker engine")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to start a Docker engine")
+	}
+	for _, program := range []string{"dockerd", "unshare", "ip"} {
+		if _, err := exec.LookPath(program); err != nil {
+			if os.Getenv("CI") != "" {
+				t.Fatal(err)
+			}
+			t.Skipf("needs %s", program)
+		}
+	}
+	dir, err := os.MkdirTemp("", "swarm") // short: a socket's path is
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	in := func(name string) string { return filepath.Join(dir, name) }
+	if err := os.WriteFile(in("config"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(in("log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command("unshare", "-n", "-m", "sh", "-c", `ip link set lo up && exec dockerd "$@"`, "sh",
+		"--config-file", in("config"), "--data-root", in("data"), "--exec-root", in("exec"), "--pidfile", in("pid"),
+		"--host", "unix://"+in("sock"), "--iptables=false", "--ip-masq=false", "--storage-driver", "vfs")
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		<-ended
+	})
+	var e *Engine
+	eventually(t, "the engine is up", func() bool {
+		select {
+		case err := <-ended:
+			ended <- err
+			text, _ := os.ReadFile(in("log"))
+			t.Fatalf("dockerd: %v\n%s", err, text[max(0, len(text)-2000):])
+		default:
+		}
+		e, err = connect(t.Context(), in("sock"), client.WithHost("unix://"+in("sock")))
+		return err == nil
+	})
+	t.Cleanup(func() { e.Close() })
+	image, err := importShell(t.Context(), e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.api.SwarmInit(t.Context(), swarm.InitRequest{ListenAddr: "127.0.0.1:2377", AdvertiseAddr: "127.0.0.1"}); err != nil {
+		t.Fatal(err)
+	}
+	return &stage{Engine: e, t: t, project: "shop", image: image, state: t.TempDir()}
+}
+
+// deploy makes a service as `docker stack deploy` does.
+func (s *stage) deploy(name string, mode swarm.ServiceMode, labels map[string]string, volume string, readOnly bool) string {
+	s.t.Helper()
+	all := map[string]string{labelStack: s.project}
+	for k, v := range labels {
+		all[k] = v
+	}
+	spec := swarm.ServiceSpec{
+		Annotations: swarm.Annotations{Name: s.project + "_" + name, Labels: all},
+		Mode:        mode,
+		TaskTemplate: swarm.TaskSpec{ContainerSpec: &swarm.ContainerSpec{
+			Image: s.image, Command: []string{"sh", "-c", idle}, Labels: map[string]string{labelStack: s.project},
+			Mounts: []mount.Mount{{Type: mount.TypeVolume, Source: volume, Target: "/data", ReadOnly: readOnly}},
+		}},
+	}
+	made, err := s.api.ServiceCreate(s.t.Context(), spec, swarm.ServiceCreateOptions{})
+	s.must(err)
+	return made.ID
+}
+
+// running is how many containers of a service run.
+func (s *stage) running(id string) int {
+	s.t.Helper()
+	list, err := s.containers(s.t.Context(), filters.Arg("label", labelSwarmService+"="+id))
+	s.must(err)
+	return len(slices.DeleteFunc(list, func(c Container) bool { return c.State != "running" }))
+}
+
+func (s *stage) wantRunning(services []string, want ...int) {
+	s.t.Helper()
+	eventually(s.t, "replicas run", func() bool {
+		for i, id := range services {
+			if s.running(id) != want[i] {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func TestSwarmServicesAreScaledToNothingAndBack(t *testing.T) {
+	s := newSwarm(t)
+	replicas := func(n uint64) swarm.ServiceMode {
+		return swarm.ServiceMode{Replicated: &swarm.ReplicatedService{Replicas: &n}}
+	}
+	services := []string{
+		s.deploy("db", replicas(1), nil, "shop_data", false),
+		s.deploy("app", replicas(3), map[string]string{"backupd.quiesce": "stop"}, "shop_other", false),
+		s.deploy("reader", replicas(1), nil, "shop_data", true),
+		s.deploy("off", replicas(0), nil, "shop_data", false),
+		s.deploy("everywhere", swarm.ServiceMode{Global: &swarm.GlobalService{}}, nil, "shop_data", false),
+	}
+	before := []int{1, 3, 1, 0, 1}
+	s.wantRunning(services, before...)
+
+	o := QuiesceOptions{Project: s.project, Swarm: true, Volumes: []string{"shop_data"}, StateDir: s.state, Run: "r"}
+	q := s.Quiescer(o)
+	p, err := q.Plan(t.Context())
+	s.must(err)
+	if text := p.String(); !strings.Contains(text, "scale service shop_app from 3 replicas to none\nscale service shop_db from 1 replicas to none\n") {
+		t.Errorf("the plan is\n%s", text)
+	}
+	s.must(q.Freeze(t.Context()))
+	for i, want := range []int{0, 0, 1, 0, 1} {
+		if got := s.running(services[i]); got != want {
+			t.Errorf("frozen: %d containers of service %d run, want %d", got, i, want)
+		}
+	}
+	s.must(q.Thaw(t.Context()))
+	s.wantRunning(services, before...)
+	if w := q.Warnings(); len(w) != 1 || !strings.Contains(w[0], "service shop_everywhere is global") {
+		t.Errorf("warnings: %q", w)
+	}
+
+	// A run that dies while it is frozen leaves its replicas in the journal.
+	q = s.Quiescer(o)
+	s.must(q.Freeze(t.Context()))
+	s.must(q.journal.f.Close()) // as the kernel does
+	r, err := s.Recover(t.Context(), s.state)
+	s.must(err)
+	slices.Sort(r.Resumed)
+	if !slices.Equal(r.Resumed, []string{"shop_app", "shop_db"}) {
+		t.Errorf("recovered %+v", r)
+	}
+	s.wantRunning(services, before...)
+
+	// Whoever has scaled a service meanwhile is not overruled.
+	q = s.Quiescer(o)
+	s.must(q.Freeze(t.Context()))
+	s.must(s.scale(t.Context(), services[1], 2, func(uint64) bool { return true }))
+	s.must(s.api.ServiceRemove(t.Context(), services[0]))
+	s.must(q.Thaw(t.Context()))
+	s.wantRunning(services[1:2], 2)
+}

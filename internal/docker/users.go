@@ -1,0 +1,220 @@
+package docker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+)
+
+// UsersOptions say for which volumes nobody may run.
+type UsersOptions struct {
+	Project string
+	// Volumes are the engine's names, or paths on its machine for bind mounts.
+	Volumes []string
+	Own     []string // backupd's own containers
+	// StateDir remembers what was stopped, for a restore that is finished by another
+	// process; empty for none.
+	StateDir string
+}
+
+// Users are the services that use volumes which are about to be restored. Unlike a
+// freeze for a backup, a restore that ends badly must not let them go on: they
+// would start with half of their data. So there is no journal that does it by
+// itself, but a note of what was stopped, for whoever finishes the restore.
+type Users struct {
+	e       *Engine
+	file    string
+	stopped []user // in the order in which they are started again
+}
+
+// user is a container that was stopped.
+type user struct {
+	Service   string `json:"service"`
+	Container string `json:"container"`
+	Name      string `json:"name"`
+}
+
+// StopUsers stops the project's containers that mount one of the volumes, those
+// that others depend on last. Containers of other projects that may write to them are an
+// error, and nothing is stopped.
+func (e *Engine) StopUsers(ctx context.Context, o UsersOptions) (*Users, error) {
+	stack, err := e.Stack(ctx, o.Project)
+	if err != nil {
+		return nil, err
+	}
+	all, err := e.containers(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("find out who uses the volumes: list containers: %w", explainAccess(err))
+	}
+	for _, c := range all {
+		if c.Labels[labelProject] != o.Project && c.Labels[labelWorker] == "" && !slices.Contains(o.Own, c.ID) && c.running() && c.writes(o.Volumes) {
+			return nil, fmt.Errorf("container %s, which is not of project %s, uses a volume that is to be restored; stop it with `docker stop %s`, then restore again", c.Name, o.Project, c.Name)
+		}
+	}
+	u := &Users{e: e}
+	if o.StateDir != "" {
+		u.file = filepath.Join(o.StateDir, "restore", o.Project+".json")
+		if err := u.read(); err != nil {
+			return nil, err
+		}
+	}
+	var errs []error
+	var now []user
+	for i := range stack.Services {
+		svc := &stack.Services[i]
+		if svc.owned(o.Own) {
+			continue
+		}
+		if svc.Swarm != nil && svc.writes(o.Volumes) {
+			return nil, fmt.Errorf("service %s is Swarm's and uses a volume that is to be restored; scale it to 0, restore, and scale it back", svc.Name)
+		}
+		for _, c := range svc.Containers {
+			if c.running() && c.uses(o.Volumes) && c.Labels[labelWorker] == "" {
+				now = append(now, user{svc.Name, c.ID, c.Name})
+			}
+		}
+	}
+	if len(now) == 0 {
+		return u, nil
+	}
+	for _, c := range now {
+		if !slices.Contains(u.stopped, c) {
+			u.stopped = append(u.stopped, c)
+		}
+	}
+	if err := u.write(); err != nil {
+		return nil, err
+	}
+	for _, c := range slices.Backward(now) {
+		if err := e.stopUser(ctx, c); err != nil {
+			errs = append(errs, err)
+			break
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, errors.Join(err, u.Start(context.WithoutCancel(ctx)))
+	}
+	return u, nil
+}
+
+func (c *Container) running() bool {
+	return c.State == "running" || c.State == "paused" || c.State == "restarting"
+}
+
+// uses says whether a container mounts one of the volumes, to write or to read.
+func (c *Container) uses(volumes []string) bool {
+	return slices.ContainsFunc(c.Mounts, func(m Mount) bool {
+		m.RW = true
+		return m.writes(volumes)
+	})
+}
+
+func (e *Engine) stopUser(ctx context.Context, c user) error {
+	err := e.api.ContainerStop(ctx, c.Container, container.StopOptions{})
+	if cerrdefs.IsNotFound(err) || cerrdefs.IsNotModified(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("stop container %s of service %s, which uses a volume that is to be restored: %w", c.Name, c.Service, explainAccess(err))
+	}
+	return nil
+}
+
+// Names are the services that stand still.
+func (u *Users) Names() []string {
+	var out []string
+	for _, c := range u.stopped {
+		if !slices.Contains(out, c.Service) {
+			out = append(out, c.Service)
+		}
+	}
+	return out
+}
+
+// startTime is how long starting one container may take.
+const startTime = time.Minute
+
+// Start lets all go on that was stopped, also by earlier restores that did not
+// end. What does not start is an error that names it; the others are started.
+func (u *Users) Start(ctx context.Context) error {
+	var errs []error
+	var left []user
+	for _, c := range u.stopped {
+		err := u.e.startUser(ctx, c)
+		if err != nil {
+			errs = append(errs, err)
+			left = append(left, c)
+		}
+	}
+	u.stopped = left
+	return errors.Join(append(errs, u.write())...)
+}
+
+func (e *Engine) startUser(ctx context.Context, c user) error {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	err := e.api.ContainerStart(ctx, c.Container, container.StartOptions{})
+	if cerrdefs.IsNotFound(err) || cerrdefs.IsNotModified(err) {
+		return nil // made anew since: whoever did that decides whether it runs
+	}
+	if err != nil {
+		return fmt.Errorf("start container %s of service %s again: %w; `docker start %s` does it", c.Name, c.Service, explainAccess(err), c.Name)
+	}
+	return nil
+}
+
+// read reads what an earlier restore that did not end has stopped.
+func (u *Users) read() error {
+	data, err := os.ReadFile(u.file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &u.stopped)
+	}
+	if err != nil {
+		return fmt.Errorf("read what an earlier restore has stopped: %w; start those services yourself, and remove %s", err, u.file)
+	}
+	return nil
+}
+
+// write notes what stands still; nothing does where there is no note.
+func (u *Users) write() error {
+	if u.file == "" {
+		return nil
+	}
+	if len(u.stopped) == 0 {
+		if err := os.Remove(u.file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove the note of what was stopped: %w", err)
+		}
+		return nil
+	}
+	data, err := json.Marshal(u.stopped)
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(u.file), 0o700)
+	}
+	if err == nil {
+		err = os.WriteFile(u.file+".new", data, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(u.file+".new", u.file)
+	}
+	if err != nil {
+		return fmt.Errorf("note what is about to be stopped: %w", err)
+	}
+	return nil
+}
+
+// StartHint is how a person starts what a restore left stopped.
+func (u *Users) StartHint() string {
+	return "docker compose start " + strings.Join(u.Names(), " ")
+}

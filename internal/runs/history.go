@@ -1,0 +1,167 @@
+package runs
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+const (
+	// fileName is the history's file in its directory.
+	fileName = "history.jsonl"
+	lockName = "lock"
+	// maxSize is when the older half of the file is dropped: some 10,000 runs,
+	// which is years of nights.
+	maxSize = 4 << 20
+	// maxLine bounds a record; a longer one is no record of ours.
+	maxLine = 1 << 20
+)
+
+// History is the runs of one installation, in a directory of its state. Several
+// processes may use it at once. The zero value remembers nothing.
+type History struct{ dir string }
+
+// Open returns the history in dir, which is made when something is added; empty
+// for one that remembers nothing.
+func Open(dir string) *History { return &History{dir: dir} }
+
+// Add appends a run. It is on the disk when Add returns nil.
+func (h *History) Add(r Run) error {
+	if h.dir == "" {
+		return nil
+	}
+	if err := h.add(r); err != nil {
+		return fmt.Errorf("note the run in %s: %w", h.dir, err)
+	}
+	return nil
+}
+
+func (h *History) add(r Run) error {
+	line, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(h.dir, 0o700); err != nil {
+		return err
+	}
+	unlock, err := lock(filepath.Join(h.dir, lockName))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := h.shorten(); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(h.path(), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	// A record that a crash cut short has no end of line: ours begins on the next.
+	if size, err := f.Seek(0, 2); err == nil && size > 0 {
+		last := []byte{0}
+		if _, err := f.ReadAt(last, size-1); err == nil && last[0] != '\n' {
+			line = append([]byte{'\n'}, line...)
+		}
+	}
+	_, err = f.Write(append(line, '\n'))
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func (h *History) path() string { return filepath.Join(h.dir, fileName) }
+
+// shorten drops the older half of a file that has grown large.
+func (h *History) shorten() error {
+	st, err := os.Stat(h.path())
+	if errors.Is(err, fs.ErrNotExist) || err == nil && st.Size() < maxSize {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	data, err := os.ReadFile(h.path())
+	if err != nil {
+		return err
+	}
+	half := data[len(data)/2:]
+	half = half[bytes.IndexByte(half, '\n')+1:]
+	f, err := os.CreateTemp(h.dir, ".tmp-")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(half)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), h.path())
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}
+
+// All returns the runs, the oldest first. A history that is not there is empty.
+func (h *History) All() ([]Run, error) {
+	if h.dir == "" {
+		return nil, nil
+	}
+	f, err := os.Open(h.path())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the history of runs: %w", err)
+	}
+	defer f.Close()
+	var out []Run
+	lines := bufio.NewScanner(f)
+	lines.Buffer(make([]byte, 64<<10), maxLine)
+	for lines.Scan() {
+		var r Run
+		// What a newer version adds is passed over; what a crash cut is left out.
+		if json.Unmarshal(lines.Bytes(), &r) == nil && r.ID != "" && r.Kind != "" {
+			out = append(out, r)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read the history of runs in %s: %w", h.path(), err)
+	}
+	return out, nil
+}
+
+// Last returns the newest run of a kind and a policy that fits; fits may be nil.
+func (h *History) Last(kind Kind, policy string, fits func(*Run) bool) (Run, bool, error) {
+	all, err := h.All()
+	if err != nil {
+		return Run{}, false, err
+	}
+	for _, r := range slices.Backward(all) {
+		if r.Kind == kind && r.Policy == policy && (fits == nil || fits(&r)) {
+			return r, true, nil
+		}
+	}
+	return Run{}, false, nil
+}
+
+// Since returns the runs that ended at t or later, the oldest first.
+func (h *History) Since(t time.Time) ([]Run, error) {
+	all, err := h.All()
+	return slices.DeleteFunc(all, func(r Run) bool { return r.Finished.Before(t) }), err
+}
