@@ -180,7 +180,7 @@ func (r *Repository) backup(ctx context.Context, w store.Writer, o BackupOptions
 	if err != nil {
 		return nil, nil, b.frozen.also(&placeError{err})
 	}
-	b.intent.succeeded()
+	b.intent.succeeded(b.m)
 	sum := &Summary{ID: id, Stack: o.Stack, Sequence: seq, Started: started, Finished: b.m.Finished, Volumes: b.stats}
 	return sum, b.m, b.frozen.told(sum)
 }

@@ -982,7 +982,8 @@ func courses() []course {
 		{
 			rule: "a writer reads the lists before it looks for its packs", out: broken{packsBeforeLists: true},
 			write: []suspend{
-				intent, {before: beforePut, until: "prune1 is suspended before " + beforeDelete},
+				intent,
+				{before: beforePut, until: "prune1 is suspended before " + beforeDelete},
 				{before: "list stacks/shop/condemned/", until: "prune1 is through"},
 			},
 			forget: "writer is suspended before " + beforeIntent,
