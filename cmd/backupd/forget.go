@@ -74,19 +74,7 @@ func (a *app) forget(ctx context.Context, names []string, f forgetFlags) error {
 	if len(names) > 0 && !policy.IsZero() {
 		return fmt.Errorf("%w: name snapshots to forget, or a policy of what to keep; not both", snapshot.ErrUsage)
 	}
-	target, err := a.oneTarget()
-	if err != nil {
-		return err
-	}
-	o, err := a.options()
-	if err != nil {
-		return err
-	}
-	st, err := a.openTarget(ctx, target)
-	if err != nil {
-		return err
-	}
-	repo, err := snapshot.Open(ctx, readOnly{st}, o)
+	repo, st, err := a.openToChange(ctx)
 	if err != nil {
 		return err
 	}

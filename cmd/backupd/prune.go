@@ -60,19 +60,7 @@ func parseWait(text string) (time.Duration, error) {
 
 func (a *app) prune(ctx context.Context, po snapshot.PruneOptions) error {
 	a.interrupted = "interrupted; what was deleted until then was garbage, and the next prune goes on from there"
-	target, err := a.oneTarget()
-	if err != nil {
-		return err
-	}
-	o, err := a.options()
-	if err != nil {
-		return err
-	}
-	st, err := a.openTarget(ctx, target)
-	if err != nil {
-		return err
-	}
-	repo, err := snapshot.Open(ctx, readOnly{st}, o)
+	repo, st, err := a.openToChange(ctx)
 	if err != nil {
 		return err
 	}
