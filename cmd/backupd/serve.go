@@ -132,6 +132,7 @@ func policies(c *config.Config, sources []snapshot.Source) ([]agent.Policy, erro
 			Name: p.Name, Schedule: p.Schedule, Jitter: p.Jitter, Timeout: p.Timeout,
 			Backup: agent.Backup{
 				Exclude: p.Exclude, Tags: p.Tags, Targets: p.Targets, Mode: agent.Mode(c.Volumes), Limits: limits(c), Quiesce: agent.QuiesceAuto, MaxShrink: p.MaxShrink,
+				HoldBytes: p.FreezeMemory, FreezeLimit: p.FreezeLimit,
 			},
 		}
 		if q.Backup.Mode == agent.Mounted {
