@@ -150,7 +150,8 @@ func (h *house) serve(args ...string) *server {
 		_ = s.cmd.Process.Kill()
 		<-s.ended
 		if h.t.Failed() {
-			h.t.Logf("serve said:\n%s", s.text())
+			lines := strings.SplitAfter(s.text(), "\n")
+			h.t.Logf("serve said:\n%s", strings.Join(lines[max(0, len(lines)-40):], ""))
 		}
 	})
 	return s
