@@ -229,6 +229,15 @@ func TestServeSeedsThenKeepsTheScheduleUntilItIsStopped(t *testing.T) {
 			t.Errorf("%s: %d\n%s", path, code, text)
 		}
 	}
+	s.until("the metrics know what is on the target", func() bool {
+		_, text := get(t, "http://"+addr+"/metrics")
+		for line := range strings.Lines(text) {
+			if strings.HasPrefix(line, `backupd_snapshots{stack="shop"`) && !strings.HasSuffix(line, "} 0\n") && strings.Contains(text, "\nbackupd_repository_bytes{") {
+				return true
+			}
+		}
+		return false
+	})
 	if out := h.must("health"); !strings.Contains(out, "healthy; stack shop; next run 2") {
 		t.Errorf("health says %q", out)
 	}

@@ -217,6 +217,11 @@ func (srv *server) keep(ctx context.Context) error {
 	}
 	changes := make(chan []schedule.Job)
 	var reloads sync.WaitGroup
+	reloads.Go(func() { // until the first run the metrics would say nothing
+		for _, p := range srv.current() {
+			srv.stock(ctx, p)
+		}
+	})
 	reloads.Go(func() {
 		for {
 			select {
@@ -265,7 +270,11 @@ func (srv *server) jobs() []schedule.Job {
 		if p.Schedule != nil && !p.Schedule.Never() {
 			jobs = append(jobs, schedule.Job{
 				Name: string(runs.Backup) + " " + p.Name, Lane: srv.a.Stack, Schedule: p.Schedule, Jitter: p.Jitter, Timeout: p.Timeout,
-				Run: func(ctx context.Context, due schedule.Due) error { return srv.backup(ctx, p, due) },
+				Run: func(ctx context.Context, due schedule.Due) error {
+					err := srv.backup(ctx, p, due)
+					srv.stock(ctx, p)
+					return err
+				},
 			})
 		}
 	}
