@@ -374,6 +374,49 @@ func TestAWrongConfigurationIsSaidAtOnceAndKeepsWhatIsFreshFresh(t *testing.T) {
 	s.stop()
 }
 
+// An agent of this version takes up a repository that the first version of the
+// format wrote, and a state directory of a version that knew more.
+func TestAnUpgradeTakesUpWhatAnotherVersionLeft(t *testing.T) {
+	h := newHouse(t)
+	if err := os.CopyFS(h.target, os.DirFS("../../internal/snapshot/testdata/golden/1")); err != nil {
+		t.Fatal(err)
+	}
+	before := h.must("snapshots", "--json")
+	s := h.serve("--no-owner")
+	s.until("it is healthy", h.healthy)
+	s.stop()
+	restored := filepath.Join(h.dir, "restored")
+	h.must("restore", "latest", "--volume", "data="+restored, "--no-owner", "--no-undo")
+	testtree.Compare(t, restored, h.volume, testtree.Options{})
+
+	// Members and files that this version does not know.
+	for _, path := range []string{"runs/history.jsonl", "told.json"} {
+		path = filepath.Join(h.state, path)
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.write(path, strings.Replace(string(text), "{", `{"of_a_newer_version":{"x":[1]},`, 1))
+	}
+	for _, path := range []string{"cache/unknown", "trust/unknown", "unknown"} {
+		h.mkdir(filepath.Dir(filepath.Join(h.state, path)))
+		h.write(filepath.Join(h.state, path), "what may this be?")
+	}
+	s = h.serve("--schedule", "* * * * * *")
+	s.until("a backup is done", func() bool { return h.count(runs.Done) > 0 })
+	s.stop()
+	if !strings.Contains(s.text(), "was seeded from snapshot") {
+		t.Errorf("the ledger was not read:\n%s", s.text())
+	}
+	h.must("verify", "--deep")
+	if after := h.must("snapshots", "--json"); len(after) <= len(before) {
+		t.Errorf("snapshots: %s", after)
+	}
+	if out := h.must("show", "latest", "--json"); !strings.Contains(out, `"version":"`+version+`"`) {
+		t.Errorf("the manifest does not name the version: %s", out)
+	}
+}
+
 func TestSIGHUPReadsTheConfigurationAgainAndABadOneChangesNothing(t *testing.T) {
 	h := newHouse(t)
 	h.write(filepath.Join(h.volume, "file"), "content")

@@ -229,6 +229,9 @@ func (a *Agent) takeHere(ctx context.Context, b Backup, show Show) (*Taken, erro
 	if err := o.Check(); err != nil {
 		return nil, err // before a repository is made for nothing
 	}
+	if half := incomplete(b.Volumes); len(half) > 0 {
+		return nil, fmt.Errorf("volume %s holds half a restore, which must not pass for a snapshot: run that restore again, or undo it", strings.Join(half, ", "))
+	}
 	still, err := a.stillness(ctx, b, &o)
 	if err != nil {
 		return nil, err

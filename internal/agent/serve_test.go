@@ -24,6 +24,7 @@ import (
 	"github.com/disko/backupd/internal/runs"
 	"github.com/disko/backupd/internal/schedule"
 	"github.com/disko/backupd/internal/snapshot"
+	"github.com/disko/backupd/internal/snapshot/tree"
 	"github.com/disko/backupd/internal/store"
 	"github.com/disko/backupd/internal/targets/directory"
 )
@@ -401,6 +402,24 @@ func TestAReloadChangesTheSchedule(t *testing.T) {
 		})
 		if all := s.history(); len(all) != 1 {
 			t.Errorf("a policy that is gone ran: %+v", all)
+		}
+	})
+}
+
+func TestHalfARestoreIsNotBackedUp(t *testing.T) {
+	s := newSite(t)
+	synctest.Test(t, func(t *testing.T) {
+		s.t = t
+		mark := filepath.Join(s.dir, "data", tree.IncompleteMark)
+		must(t, os.WriteFile(mark, nil, 0o600))
+		s.serve([]Policy{s.policy("30 3 * * *")}, func(*server) {
+			pass(day)
+			must(t, os.Remove(mark))
+			pass(day)
+		})
+		all := s.history()
+		if outcomes(all) != "failed done" || !strings.Contains(all[0].Error, "volume data holds half a restore") {
+			t.Errorf("the history has %+v", all)
 		}
 	})
 }
