@@ -390,7 +390,7 @@ func TestAnUpgradeTakesUpWhatAnotherVersionLeft(t *testing.T) {
 	testtree.Compare(t, restored, h.volume, testtree.Options{})
 
 	// Members and files that this version does not know.
-	for _, path := range []string{"runs/history.jsonl", "told.json"} {
+	for _, path := range []string{"runs/history.jsonl"} {
 		path = filepath.Join(h.state, path)
 		text, err := os.ReadFile(path)
 		if err != nil {

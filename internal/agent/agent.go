@@ -110,7 +110,7 @@ func New(ctx context.Context, s Settings) (*Agent, error) {
 	default:
 		a.Engine = engine
 		if err := a.lookAround(ctx); err != nil {
-			engine.Close()
+			_ = engine.Close()
 			return nil, err
 		}
 	}
@@ -141,7 +141,7 @@ func (a *Agent) lookAround(ctx context.Context) error {
 // Close ends the connection to the engine.
 func (a *Agent) Close() {
 	if a.Engine != nil {
-		a.Engine.Close()
+		_ = a.Engine.Close()
 	}
 }
 

@@ -301,10 +301,9 @@ func (a *Agent) seeded() (string, error) {
 
 // stillness is what is done around a backup so that files stand still.
 type stillness struct {
-	a       *Agent
-	q       *docker.Quiescer // nil: nothing
-	demands error            // what a label asks for and the engine does not allow
-	said    []string
+	a    *Agent
+	q    *docker.Quiescer // nil: nothing
+	said []string
 }
 
 // postTime is how long the hooks after a backup may take that was interrupted.

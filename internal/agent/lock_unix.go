@@ -36,11 +36,11 @@ func (a *Agent) alone() (release func(), err error) {
 	}
 	a.said.news("lock", false)
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
+		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("stack %s: %w; nothing was done: wait until it has ended (`backupd runs` lists what ended)", a.Stack, ErrBusy)
 		}
 		return nil, fmt.Errorf("lock stack %s: %w", a.Stack, err)
 	}
-	return func() { f.Close() }, nil
+	return func() { _ = f.Close() }, nil
 }

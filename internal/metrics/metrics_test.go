@@ -3,6 +3,7 @@ package metrics
 import (
 	"errors"
 	"io"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -26,7 +27,7 @@ func scrape(t *testing.T, m *Metrics, path string) (int, string) {
 	t.Helper()
 	w := httptest.NewRecorder()
 	bad := func() error { return errors.New("the last run failed") }
-	m.Handler(bad, func() error { return nil }).ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+	m.Handler(bad, func() error { return nil }).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 	body, err := io.ReadAll(w.Body)
 	if err != nil {
 		t.Fatal(err)
