@@ -47,23 +47,24 @@ func (a *app) serve(ctx context.Context, cmd *cobra.Command) error {
 	a.interrupted = "stopped"
 	live, err := a.openConfig(cmd, a.ownLabels(ctx))
 	if err != nil {
-		a.rememberFresh(ctx, nil)
+		a.rememberFresh(ctx, cmd, nil)
 		return err
 	}
 	c := live.Current()
 	if len(a.targets) == 0 {
-		a.rememberFresh(ctx, c)
+		a.rememberFresh(ctx, cmd, c)
 		return noTarget()
 	}
 	if _, err := a.options(); err != nil {
-		a.rememberFresh(ctx, c)
+		a.rememberFresh(ctx, cmd, c)
 		return err
 	}
 	log := a.logger(c.LogFormat, c.LogLevel)
+	a.log = log
 	s := a.agentSettings()
 	s.Log = log
 	if s.Teller, err = a.teller(ctx, c, log); err != nil {
-		a.rememberFresh(ctx, c)
+		a.rememberFresh(ctx, cmd, c)
 		return usagef("%w", err)
 	}
 	defer func() {
@@ -190,11 +191,14 @@ func (a *app) teller(ctx context.Context, c *config.Config, log *slog.Logger) (*
 
 // rememberFresh notes which volumes are fresh now, though the agent cannot
 // serve: so that they still are when it is started again with its settings put right.
-func (a *app) rememberFresh(ctx context.Context, c *config.Config) {
+func (a *app) rememberFresh(ctx context.Context, cmd *cobra.Command, c *config.Config) {
 	if a.stateDir == "" || c != nil && (c.Volumes != "mounted" || c.Seed == "off") {
 		return
 	}
-	var named []string
+	named, err := cmd.Flags().GetStringArray("volume") // all that is known of a configuration that is wrong
+	if err != nil {
+		return
+	}
 	if c != nil {
 		named = c.Volume
 	}

@@ -71,6 +71,9 @@ type Agent struct {
 	Project string
 	History *runs.History
 	swarm   bool // Project is a stack of a swarm
+
+	said *said // a pointer: agents of single stacks are copies
+	one  bool  // it is one of several stacks: of their pass as a whole the ping is asked
 }
 
 // labelSwarmStack is what `docker stack deploy` gives to its containers.
@@ -82,7 +85,7 @@ var ErrSettings = snapshot.ErrUsage
 // New finds out where the agent runs. Without an engine it goes on without; an engine
 // that is named or mounted and does not answer is an error.
 func New(ctx context.Context, s Settings) (*Agent, error) {
-	a := &Agent{Settings: s}
+	a := &Agent{Settings: s, said: &said{}}
 	if a.Log == nil {
 		a.Log = slog.New(slog.DiscardHandler)
 	}

@@ -104,13 +104,21 @@ func (a *Agent) backup(ctx context.Context, b Backup, show Show, take func(conte
 	if err := a.needStack(); err != nil {
 		return nil, err
 	}
-	release, err := a.alone()
-	if err != nil {
-		return nil, err
+	release := func() {}
+	if b.Policy == "" { // a person is told at once, and nothing is noted
+		if release, err = a.alone(); err != nil {
+			return nil, err
+		}
 	}
-	defer release()
+	defer func() { release() }()
 	r := &runs.Run{Kind: runs.Backup, Policy: b.Policy, Trigger: cmp.Or(b.Trigger, "manual")}
 	err = a.record(ctx, r, func(ctx context.Context, r *runs.Run) (err error) {
+		if b.Policy != "" {
+			if release, err = a.whenAlone(ctx); err != nil {
+				release = func() {}
+				return err
+			}
+		}
 		taken, err = take(ctx)
 		if taken != nil && taken.Summary != nil {
 			if b.MaxShrink > 0 && !IsWorker() {
@@ -121,6 +129,28 @@ func (a *Agent) backup(ctx context.Context, b Backup, show Show, take func(conte
 		return err
 	})
 	return taken, err
+}
+
+// askLock is how often it is tried whether another run has ended.
+const askLock = time.Second
+
+// whenAlone is alone for a run that nobody attends to: what a person does at the
+// time it is due is waited for.
+func (a *Agent) whenAlone(ctx context.Context) (release func(), err error) {
+	for waited := false; ; waited = true {
+		release, err := a.alone()
+		if !errors.Is(err, ErrBusy) {
+			return release, err
+		}
+		if !waited {
+			a.Log.Info("the run waits: another of the stack is under way", "stack", a.Stack)
+		}
+		select {
+		case <-time.After(askLock):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("stack %s: wait for another run: %w", a.Stack, ctx.Err())
+		}
+	}
 }
 
 // watchSize warns of a snapshot that lost much of what its parent had: what was
