@@ -105,6 +105,25 @@ func exitCode(err error, started bool) int {
 	return exitFailed
 }
 
+// explainArguments has commands that get too many or too few arguments say what they take.
+func explainArguments(parent *cobra.Command) {
+	for _, cmd := range parent.Commands() {
+		if check := cmd.Args; check != nil {
+			cmd.Args = func(cmd *cobra.Command, args []string) error {
+				if check(cmd, args) == nil {
+					return nil
+				}
+				given := "no argument"
+				if len(args) > 0 {
+					given = fmt.Sprintf("%q", args)
+				}
+				return fmt.Errorf("%w: %s was given %s; write it as: %s", snapshot.ErrUsage, cmd.CommandPath(), given, cmd.UseLine())
+			}
+		}
+		explainArguments(cmd)
+	}
+}
+
 // command builds the tree of commands.
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
@@ -134,6 +153,7 @@ with the restore.sh that lies in it.
 		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.forgetCommand(), a.pruneCommand(), a.coverageCommand(), a.initCommand(), a.keyCommand(),
 		a.serveCommand(), a.seedCommand(), a.healthCommand(), a.runsCommand(), a.configCommand(), a.versionCommand(), a.workerCommand(), a.targetsTopic(),
 	)
+	explainArguments(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", snapshot.ErrUsage, err) })
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.configure(cmd) }
 	return root
