@@ -18,7 +18,7 @@ import (
 )
 
 // workerCommands are what an agent may have done by a worker.
-var workerCommands = []string{"backup", "seed", "restore"}
+var workerCommands = []string{"backup", "seed", "restore", "drill"}
 
 // workerCommand is what runs in the containers that an agent makes: it reads a
 // request from stdin and answers on stdout.
@@ -41,6 +41,9 @@ func (a *app) serveRequest(ctx context.Context, r worker.Request, ag *worker.Age
 				return nil, fmt.Errorf("set %s: %w", name, err)
 			}
 		}
+	}
+	if err := receive(r.Files); err != nil {
+		return nil, err
 	}
 	var out bytes.Buffer
 	b := &app{stdout: &out, stderr: &lines{say: ag.Notice}, closers: &closers{}, quiet: true, worker: ag}
