@@ -49,7 +49,7 @@ func (a *app) serveRequest(ctx context.Context, r worker.Request, ag *worker.Age
 	b := &app{stdout: &out, stderr: &lines{say: ag.Notice}, closers: &closers{}, quiet: true, worker: ag}
 	defer b.closers.close()
 	root := b.command()
-	root.SetArgs(append(r.Args, "--json"))
+	root.SetArgs(slices.Insert(slices.Clone(r.Args), 1, "--json"))
 	err := root.ExecuteContext(ctx)
 	var result json.RawMessage
 	if json.Valid(out.Bytes()) {

@@ -24,12 +24,12 @@ func TestDrillsPassOnGoodDataAndFailOnDamagedOnes(t *testing.T) {
 	}{
 		{
 			kind: Postgres, image: "postgres", label: "postgres", env: "POSTGRES_PASSWORD_FILE: /run/secrets/password", command: "POSTGRES_PASSWORD=$$(cat /run/secrets/password) exec entrypoint postgres", at: "/var/lib/postgresql/data",
-			fill:   []string{"psql", "-U", "postgres", "-qc", "CREATE TABLE t (a INT PRIMARY KEY, b TEXT); INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 2000) i; CHECKPOINT"},
+			fill:   []string{"psql", "-U", "postgres", "-qc", "DROP TABLE IF EXISTS t; CREATE TABLE t (a INT PRIMARY KEY, b TEXT); INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 2000) i; CHECKPOINT"},
 			damage: `f=$(grep -l xxxxxxxxxxxxxxxxxxxxxxxx /v/base/5/* | head -1); printf '%0190d' 7 | tr 0 Z | dd of=$f bs=1 seek=8000 conv=notrunc`,
 		},
 		{
 			kind: MariaDB, image: "mariadb", label: "mariadb", env: "MARIADB_ROOT_PASSWORD_FILE: /run/secrets/password", command: "MARIADB_ROOT_PASSWORD=$$(cat /run/secrets/password) exec entrypoint mariadbd", at: "/var/lib/mysql",
-			fill:   []string{"sh", "-c", `MYSQL_PWD=$(cat /run/secrets/password) mariadb -e "CREATE DATABASE s; CREATE TABLE s.t (a INT PRIMARY KEY, b TEXT) ENGINE=InnoDB; INSERT INTO s.t SELECT seq, REPEAT('x', 500) FROM seq_1_to_500"`},
+			fill:   []string{"sh", "-c", `MYSQL_PWD=$(cat /run/secrets/password) mariadb -e "CREATE DATABASE IF NOT EXISTS s; USE s; CREATE OR REPLACE TABLE t (a INT PRIMARY KEY, b TEXT) ENGINE=InnoDB; INSERT INTO t SELECT seq, REPEAT('x', 500) FROM seq_1_to_500"`},
 			damage: `printf '%0900d' 7 | dd of=/v/s/t.ibd bs=1 seek=66000 conv=notrunc`,
 		},
 		{

@@ -51,7 +51,7 @@ worker-memory: 512m
 policies:
   nightly:
     schedule: "SCHEDULE"
-    max-shrink: 1
+    max-shrink: 100%
     pre:
       - {service: db, command: "echo before >>/notes/hooks"}
     post:
