@@ -53,7 +53,7 @@ policies:
     schedule: "SCHEDULE"
     max-shrink: 100%
     pre:
-      - {service: db, command: "echo before >>/notes/hooks"}
+      - {service: db, command: "echo before >>/notes/hooks; chmod 666 /notes/hooks"}
     post:
       - {service: db, command: "echo after >>/notes/hooks", user: postgres}
     drill-schedule: "@never"
@@ -194,7 +194,7 @@ func TestAProjectIsBackedUpDrilledRestoredAndSeededByWorkers(t *testing.T) {
 	})
 
 	t.Run("policy", func(t *testing.T) {
-		configure(server, stack, "@every 2s")
+		configure(server, stack, "@every 10s")
 		server.Compose("restart", "backup")
 		teststack.Eventually(t, 2*time.Minute, "a scheduled backup has run its hooks", func() (bool, string) {
 			out, err := server.Try("exec", "-T", "db", "cat", "/notes/hooks")
