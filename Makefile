@@ -16,7 +16,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test servers parts e2e race check static format fmt vet lint vuln fuzz bench image demo clean
+.PHONY: help build host test servers parts e2e race check static format fmt vet lint vuln fuzz bench image demo clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,10 +25,16 @@ build: ## the static binary, bin/backupd
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/backupd ./cmd/backupd
 
 test: ## every test but those that run whole stacks
-	go test -timeout 20m $(TESTFLAGS) $$(go list ./... | grep -v /test/e2e)
+	go test -timeout 35m $(TESTFLAGS) $$(go list ./... | grep -v /test/e2e)
 
 e2e: parts ## whole stacks on a real engine: the image, the examples, end to end
-	go test -timeout 15m $(TESTFLAGS) ./test/e2e/...
+	go test -timeout 20m $(TESTFLAGS) ./test/e2e/...
+
+host: ## backupd-host for macOS and Windows, into bin
+	for os in darwin windows; do for arch in amd64 arm64; do \
+		CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' \
+			-o bin/backupd-host-$$os-$$arch$$([ $$os = windows ] && echo .exe) ./cmd/backupd-host || exit 1; \
+	done; done
 
 servers: ## the S3 servers and rclone that tests start, into .cache; tests build what is missing
 	test/servers

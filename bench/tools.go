@@ -23,6 +23,8 @@ type tool struct {
 	at func(dir, src string, t time.Time) command
 	// prune forgets all but keep, and frees the space; nil: cannot.
 	prune func(dir string, k keep) command
+	// act is any other command of ours; nil for others.
+	act func(dir, verb string, more ...string) command
 }
 
 func repo(dir string) string { return filepath.Join(dir, "repo") }
@@ -44,6 +46,9 @@ func backupd(binary string) tool {
 		},
 		restore: func(dir, out string) command {
 			return command{args: append(base(dir, "restore"), "--volume", volumeName+"="+out)}
+		},
+		act: func(dir, verb string, more ...string) command {
+			return command{args: append(base(dir, verb), more...)}
 		},
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
@@ -86,6 +87,10 @@ func (a *app) agent(ctx context.Context) (*agent.Agent, error) {
 	return agent.New(ctx, a.agentSettings())
 }
 
+// seedOutage is how long a target may be away that a stack is seeded from: a
+// person waits for it, and a seed that ended goes on where it was. --outage says otherwise.
+const seedOutage = 2 * time.Minute
+
 func (a *app) agentSettings() agent.Settings {
 	return agent.Settings{
 		Stack: a.stack, Origin: a.origin, StateDir: a.stateDir, Version: version, Targets: a.targets,
@@ -107,6 +112,9 @@ func (a *app) agentSettings() agent.Settings {
 		},
 		Repository: func(ctx context.Context, targets []string) (*snapshot.Repository, func(), error) {
 			b, end := a.scope(targets)
+			if b.target.o.Retry.Outage == 0 {
+				b.target.o.Retry.Outage = seedOutage
+			}
 			repo, err := b.open(ctx)
 			if err != nil {
 				end()

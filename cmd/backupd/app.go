@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/disko/backupd/internal/snapshot"
+	"github.com/disko/backupd/internal/store"
 	"github.com/disko/backupd/internal/worker"
 )
 
@@ -177,6 +178,24 @@ func (a *app) oneTarget() (string, error) {
 		return a.targets[0], nil
 	}
 	return "", fmt.Errorf("%w: several targets are named, and this command changes one; say which with a single --target", snapshot.ErrUsage)
+}
+
+// openToChange opens the repository of the one target that a command changes.
+func (a *app) openToChange(ctx context.Context) (*snapshot.Repository, store.Writer, error) {
+	target, err := a.oneTarget()
+	if err != nil {
+		return nil, nil, err
+	}
+	o, err := a.options()
+	if err != nil {
+		return nil, nil, err
+	}
+	st, err := a.openTarget(ctx, target)
+	if err != nil {
+		return nil, nil, err
+	}
+	repo, err := snapshot.Open(ctx, readOnly{st}, o)
+	return repo, st, err
 }
 
 // volumes reads --volume flags; without any, the directories below /volumes.

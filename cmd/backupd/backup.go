@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,7 +16,7 @@ import (
 func (a *app) backupCommand() *cobra.Command {
 	var vols []string
 	var b agent.Backup
-	var quiesce string
+	var quiesce, freezeMemory string
 	cmd := &cobra.Command{
 		Use:   "backup",
 		Short: "Take a snapshot of volumes",
@@ -42,11 +43,17 @@ is for that volume.
 	f.StringArrayVar(&b.Tags, "tag", nil, "name for the snapshot; may be repeated")
 	f.BoolVar(&b.CrossMounts, "cross-mounts", false, "take also what is mounted inside a volume")
 	f.StringVar(&quiesce, "quiesce", "auto", "auto: services stand still as their labels say; never: nothing is stopped, paused or run in them")
+	f.StringVar(&freezeMemory, "freeze-memory", "", "memory for what changed, while services stand still, as in 1g (default 48m): more of it, and they stand still for less long")
+	f.DurationVar(&b.FreezeLimit, "freeze-limit", 5*time.Minute, "most that services may stand still; then they go on, and the backup fails; 0 for ever")
 	a.surroundings.flags(f)
 	cmd.RunE = a.runs(func(ctx context.Context, _ []string) error {
 		b.Quiesce = agent.Quiesce(quiesce)
 		if b.Quiesce != agent.QuiesceAuto && b.Quiesce != agent.QuiesceNever {
 			return usagef("--quiesce %q: write auto or never", quiesce)
+		}
+		var err error
+		if b.HoldBytes, err = parseSize(freezeMemory); err != nil {
+			return usagef("--freeze-memory %q: %w", freezeMemory, err)
 		}
 		return a.backup(ctx, vols, b)
 	})

@@ -73,6 +73,9 @@ func (a *app) runThroughCompose(ctx context.Context, p *projectFlags) error {
 		Stdin: os.Stdin, Stdout: a.stdout, Stderr: a.stderr,
 		Notice: func(text string) { a.notice("%s", text) },
 	})
+	if errors.Is(err, compose.ErrNoBackup) || errors.Is(err, compose.ErrNoFile) {
+		return fmt.Errorf("%w: %w", snapshot.ErrUsage, err)
+	}
 	if err != nil {
 		return err
 	}

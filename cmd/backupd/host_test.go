@@ -5,13 +5,19 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/disko/backupd/internal/testtree"
@@ -98,8 +104,7 @@ func importProgram() error {
 func TestRestoreOnAHostFillsTheVolumesOfAFreshClone(t *testing.T) {
 	e := newEngine(t)
 	dir := t.TempDir()
-	project := "dockerbase" + strings.ToLower(filepath.Base(filepath.Dir(dir)))[len("testrestoreonahost"):]
-	project = "dockerbase-host-" + project[len(project)-6:]
+	project := "dockerbase-host-" + strings.ToLower(rand.Text()[:6])
 	data, target, clone := filepath.Join(dir, "data"), filepath.Join(dir, "target"), filepath.Join(dir, "clone")
 	for _, d := range []string{data, filepath.Join(data, "sub"), clone} {
 		if err := os.MkdirAll(d, 0o750); err != nil {
@@ -234,4 +239,63 @@ func TestInitShowsTheChangeAndWritesItWhenToldTo(t *testing.T) {
 	if code := run([]string{"init"}, &out, &errs); code != exitFailed && code != exitDone {
 		t.Errorf("again it exited with %d: %s", code, errs.String())
 	}
+}
+
+// TestAProxyThatForbidsPostStillAllowsPlainBackups runs a backup in a container
+// whose only way to the engine refuses all that changes something, beside a
+// service that writes to the volume.
+func TestAProxyThatForbidsPostStillAllowsPlainBackups(t *testing.T) {
+	e := newEngine(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "engine"})
+	p.Transport = &http.Transport{Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", "/var/run/docker.sock") }}
+	var refused atomic.Int32
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			refused.Add(1)
+			http.Error(w, "Forbidden", http.StatusForbidden)
+			return
+		}
+		p.ServeHTTP(w, r)
+	})}
+	go s.Serve(ln)
+	t.Cleanup(func() { s.Close() })
+	name := "dockerbase-proxy-" + strings.ToLower(rand.Text()[:6])
+	volume, service := name+"_data", name+"-app-1"
+	e.docker("volume", "create", "--label", "com.docker.compose.project="+name, "--label", "com.docker.compose.volume=data", volume)
+	t.Cleanup(func() {
+		_ = exec.Command("docker", "rm", "-f", service).Run()
+		_ = exec.Command("docker", "volume", "rm", "-f", volume).Run()
+	})
+	label := func(service string) []string {
+		return []string{"--label", "com.docker.compose.project=" + name, "--label", "com.docker.compose.service=" + service, "--label", "com.docker.compose.container-number=1", "--label", "com.docker.compose.oneoff=False"}
+	}
+	// A worker that waits for its request is a service that does nothing.
+	e.docker(append(append([]string{"run", "-di", "--name", service, "--network", "none", "-v", volume + ":/data"}, label("app")...), hostTestImage, "worker")...)
+	target := t.TempDir()
+	args := append([]string{"run", "--rm", "--network", "host", "-e", "DOCKER_HOST=tcp://" + ln.Addr().String(), "-e", "BACKUPD_TARGET=/backups", "-v", volume + ":/volumes/data:ro", "-v", target + ":/backups"}, label("backup")...)
+	cmd := exec.Command("docker", append(args, hostTestImage, "backup")...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err = cmd.Run()
+	if code := cmd.ProcessState.ExitCode(); err != nil && code != exitWarnings {
+		t.Fatalf("backup exited with %d: %s", code, errs.String())
+	}
+	if id := strings.TrimSpace(out.String()); len(id) != 32 {
+		t.Errorf("it printed %q: %s", id, errs.String())
+	}
+	// Its stack's name comes from the engine.
+	if _, err := os.Stat(filepath.Join(target, "stacks", name)); err != nil {
+		t.Errorf("the stack: %v; %s", err, errs.String())
+	}
+	if refused.Load() > 0 && !strings.Contains(errs.String(), "forbid") && !strings.Contains(errs.String(), "allow") {
+		t.Errorf("%d requests were refused, and it did not say so: %s", refused.Load(), errs.String())
+	}
+	if state := e.docker("inspect", "-f", "{{.State.Running}} {{.State.Paused}}", service); state != "true false" {
+		t.Errorf("the service is %s", state)
+	}
+	t.Log(errs.String())
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/disko/backupd/internal/seed"
 	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/snapshot/sealed"
 	"github.com/disko/backupd/internal/store"
@@ -54,7 +55,7 @@ func main() {
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	a := &app{stdout: stdout, stderr: stderr, closers: &closers{}}
+	a := &app{stdout: stdout, stderr: stderr, argv: args, closers: &closers{}}
 	defer a.closers.close()
 	root := a.command()
 	root.SetArgs(args)
@@ -100,7 +101,7 @@ func exitCode(err error, started bool) int {
 	case errors.Is(err, snapshot.ErrDamaged), errors.Is(err, sealed.ErrForged), errors.Is(err, snapshot.ErrSetBack):
 		return exitDamage
 	case errors.Is(err, snapshot.ErrNoRepository), errors.Is(err, snapshot.ErrForeign), errors.Is(err, snapshot.ErrNoSnapshot),
-		errors.Is(err, snapshot.ErrNoVolume), errors.Is(err, store.ErrNoTarget):
+		errors.Is(err, snapshot.ErrNoVolume), errors.Is(err, store.ErrNoTarget), errors.Is(err, seed.ErrNoSnapshot):
 		return exitNotFound
 	case errors.As(err, &remote):
 		return remote.Code
@@ -134,9 +135,9 @@ with the restore.sh that lies in it.
 	f.BoolVar(&a.json, "json", false, "print results as JSON")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress, no notices; errors and results only")
 	root.AddCommand(
-		a.backupCommand(), a.restoreCommand(), a.snapshotsCommand(), a.showCommand(), a.lsCommand(),
-		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.coverageCommand(), a.initCommand(), a.keyCommand(), a.configCommand(), a.versionCommand(),
-		a.serveCommand(), a.seedCommand(), a.drillCommand(), a.notifyCommand(), a.healthCommand(), a.runsCommand(), a.workerCommand(), a.targetsTopic(),
+		a.backupCommand(), a.restoreCommand(), a.withSizes(a.snapshotsCommand()), a.showCommand(), a.lsCommand(),
+		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.forgetCommand(), a.pruneCommand(), a.coverageCommand(), a.initCommand(), a.keyCommand(),
+		a.serveCommand(), a.seedCommand(), a.drillCommand(), a.healthCommand(), a.runsCommand(), a.notifyCommand(), a.configCommand(), a.versionCommand(), a.workerCommand(), a.targetsTopic(),
 	)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", snapshot.ErrUsage, err) })
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.configure(cmd) }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -107,9 +108,13 @@ func (a *app) restore(ctx context.Context, name string, f restoreFlags) error {
 	if len(f.volumes) == 0 { // of those mounted, the ones that the snapshot has
 		sources = slices.DeleteFunc(sources, func(s snapshot.Source) bool { return m.Volume(s.Name) == nil })
 	}
-	for _, s := range sources {
+	for _, s := range sources { // before anything is stopped for it
 		if m.Volume(s.Name) == nil {
-			return fmt.Errorf("%w: snapshot %.8s has no volume %q; `backupd show %.8s` lists what it has", snapshot.ErrNoVolume, m.ID(), s.Name, m.ID())
+			var names []string
+			for _, v := range m.Volumes {
+				names = append(names, v.Name)
+			}
+			return fmt.Errorf("%w: snapshot %.8s has no volume %q; it has %s", snapshot.ErrNoVolume, m.ID(), s.Name, strings.Join(names, ", "))
 		}
 	}
 	return a.restoreAll(ctx, ag, sources, f, func(s snapshot.Source, o snapshot.RestoreOptions) (*snapshot.RestoreStats, error) {

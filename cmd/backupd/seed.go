@@ -72,7 +72,7 @@ backups.
   backupd seed --take-over`,
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&vols, "volume", nil, "NAME=PATH of a volume; may be repeated (default: every directory below /volumes)")
+	f.StringArrayVar(&vols, "volume", nil, "NAME, or NAME=PATH where it is not below /volumes: only these, as if VOLUME named them; may be repeated (default: every directory below /volumes)")
 	s.flags(f)
 	f.BoolVar(&s.dryRun, "dry-run", false, "say what would be done, and do nothing")
 	f.BoolVar(&takeOver, "take-over", false, "lead the line of snapshots that this installation was seeded from")
@@ -82,6 +82,12 @@ backups.
 	cmd.RunE = a.runs(func(ctx context.Context, named []string) error {
 		if takeOver {
 			return a.takeOver(ctx)
+		}
+		if s.window == "" { // a worker gets all volumes as flags
+			for _, v := range vols {
+				name, _, _ := strings.Cut(v, "=")
+				named = append(named, name)
+			}
 		}
 		return a.seed(ctx, s, vols, named)
 	})

@@ -133,6 +133,7 @@ func policies(c *config.Config, sources []snapshot.Source) ([]agent.Policy, erro
 			Backup: agent.Backup{
 				Exclude: p.Exclude, Tags: p.Tags, Targets: p.Targets, Mode: agent.Mode(c.Volumes), Limits: limits(c), MaxShrink: p.MaxShrink,
 				Quiesce: agent.Quiesce(p.Quiesce), Pre: serviceHooks(p.Pre), Post: serviceHooks(p.Post),
+				HoldBytes: p.FreezeMemory, FreezeLimit: p.FreezeLimit,
 			},
 			Drill:         agent.Drilling{Targets: p.Targets, Mode: agent.Mode(c.Volumes), Limits: limits(c), Volumes: sources},
 			DrillSchedule: p.Drill,

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/disko/backupd/internal/docker"
@@ -35,6 +38,12 @@ type Backup struct {
 	Limits    Limits
 	// Only, where it is not empty, are the names of the volumes to take, in the modes other than Mounted.
 	Only []string
+	// HoldBytes is how much of what changed is held in memory while services stand
+	// still, and dealt with when they go on; 0 for the engine's default.
+	HoldBytes int64
+	// FreezeLimit is how long services may stand still; then they go on, and the
+	// backup fails. 0 for ever.
+	FreezeLimit time.Duration
 	// MaxShrink is the share of its parent's bytes that a snapshot may lose before
 	// that is a warning; 0 for any.
 	MaxShrink float64
@@ -184,6 +193,7 @@ func (a *Agent) takeHere(ctx context.Context, b Backup, show Show) (*Taken, erro
 		Stack: a.Stack, Volumes: slices.Clone(b.Volumes), Exclude: b.Exclude, Tags: b.Tags, CrossMounts: b.CrossMounts,
 		Origin: a.Origin, Trigger: triggerOf(b.Trigger), Version: a.Version,
 		Progress: show.Progress, Warn: show.Warn, Notice: show.Notice,
+		HoldBytes: b.HoldBytes, FreezeLimit: b.FreezeLimit,
 	}
 	var err error
 	if o.Seeded, err = a.seeded(); err != nil {
@@ -280,10 +290,15 @@ func (a *Agent) stillness(ctx context.Context, b Backup, o *snapshot.BackupOptio
 		}
 		if a.Engine == nil && b.Quiesce == QuiesceAuto && o.Notice != nil && a.inContainer() {
 			o.Notice("no engine is at hand: services are not frozen while their files are read, and dumps are not made; mount /var/run/docker.sock or set DOCKER_HOST for that")
+			for _, v := range o.Volumes {
+				if kinds, err := docker.DatabaseIn(os.DirFS(v.Path)); err == nil && len(kinds) > 0 {
+					o.Notice(fmt.Sprintf("volume %s holds a database (%s): if it runs meanwhile, what is restored may not start", v.Name, kinds[0]))
+				}
+			}
 		}
 		return s, nil
 	}
-	stack, err := a.Engine.Stack(ctx, a.Project)
+	stack, err := a.stack(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -298,7 +313,7 @@ func (a *Agent) stillness(ctx context.Context, b Backup, o *snapshot.BackupOptio
 		}
 	}
 	own := a.own()
-	q := a.Engine.Quiescer(docker.QuiesceOptions{Project: a.Project, Volumes: volumes, Own: own, Pre: b.Pre, Post: b.Post, StateDir: a.StateDir, Run: newID(), Now: a.Now})
+	q := a.Engine.Quiescer(docker.QuiesceOptions{Project: a.Project, Swarm: a.swarm, Volumes: volumes, Own: own, Pre: b.Pre, Post: b.Post, StateDir: a.StateDir, Run: newID(), Now: a.Now})
 	plan, err := q.Plan(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("plan how services stand still: %w", err)
@@ -307,6 +322,7 @@ func (a *Agent) stillness(ctx context.Context, b Backup, o *snapshot.BackupOptio
 	switch err := q.Check(ctx, plan); {
 	case errors.Is(err, docker.ErrMayNot) && !docker.Demanded(err):
 		s.said = append(s.said, fmt.Sprintf("services are not frozen while their files are read: %v", err))
+		s.q = q // which may still run hooks
 		plan.Steps = nil
 	case err != nil:
 		return nil, err
@@ -401,8 +417,37 @@ func (a *Agent) describe(stack *docker.Stack, o *snapshot.BackupOptions) {
 		name := a.mounted(v.Path)
 		for k := range stack.Volumes {
 			if known := &stack.Volumes[k]; known.Name == name {
-				v.Driver, v.Options, v.Labels = known.Driver, known.Options, known.Labels
+				v.Driver, v.Options, v.Labels = known.Driver, withoutSecrets(known.Options), known.Labels
 			}
 		}
 	}
+}
+
+// withoutSecrets are a volume's options as a manifest may have them: mount options
+// of network file systems hold passwords.
+func withoutSecrets(options map[string]string) map[string]string {
+	out := maps.Clone(options)
+	for key, value := range out {
+		parts := strings.Split(value, ",")
+		for i, p := range parts {
+			if name, _, ok := strings.Cut(p, "="); ok && secretOption(name) {
+				parts[i] = name + "=***"
+			}
+		}
+		out[key] = strings.Join(parts, ",")
+		if secretOption(key) {
+			out[key] = "***"
+		}
+	}
+	return out
+}
+
+func secretOption(name string) bool {
+	name = strings.ToLower(name)
+	for _, word := range []string{"pass", "secret", "token", "key", "cred"} {
+		if strings.Contains(name, word) {
+			return true
+		}
+	}
+	return false
 }

@@ -286,7 +286,7 @@ func (a *Agent) proveThere(ctx context.Context, d Drilling, target string, m *sn
 	if a.Project == "" {
 		return nil
 	}
-	stack, err := a.Engine.Stack(ctx, a.Project)
+	stack, err := a.stack(ctx)
 	if err != nil {
 		return err
 	}

@@ -182,7 +182,7 @@ func (a *Agent) command() string {
 // Impatient names the services that mount a seeded volume and do not wait for
 // the agent, each in a sentence. Without an engine nobody can see them.
 func (a *Agent) Impatient(ctx context.Context, vols []snapshot.Source) []string {
-	if a.Engine == nil || a.Self == nil || a.Project == "" || a.Self.Service == "" {
+	if a.Engine == nil || a.Self == nil || a.Project == "" || a.Self.Service == "" || a.swarm { // whose services wait for nothing
 		return nil
 	}
 	stack, err := a.Engine.Stack(ctx, a.Project)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -175,6 +176,10 @@ func (a *Agent) takeByWorker(ctx context.Context, b Backup, vols []docker.Volume
 	}
 	if b.CrossMounts {
 		args = append(args, "--cross-mounts")
+	}
+	args = append(args, "--freeze-limit", b.FreezeLimit.String())
+	if b.HoldBytes > 0 {
+		args = append(args, "--freeze-memory", strconv.FormatInt(b.HoldBytes, 10)+"b")
 	}
 	if b.Quiesce != "" {
 		args = append(args, "--quiesce", string(b.Quiesce))

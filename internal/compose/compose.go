@@ -50,6 +50,9 @@ type Project struct {
 	Backup   *Service  // one of Services, with its environment complete; nil if WhyNoBackup
 	// WhyNoBackup says why Backup is nil; it wraps ErrNoBackup.
 	WhyNoBackup error
+	// WhyNotRun says why Backup cannot be run from here: a secret's file that is
+	// missing, say. It may still be read for what it says.
+	WhyNotRun error
 }
 
 // Volume is a named volume.
@@ -147,7 +150,7 @@ func Load(ctx context.Context, o Options) (*Project, error) {
 			}
 		}
 		if err := complete(raw, all[chosen], p.Backup); err != nil {
-			return nil, fmt.Errorf("read the Compose project: service %s: %w", chosen, err)
+			p.WhyNotRun = fmt.Errorf("service %s of %s: %w", chosen, p.where(), err)
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(raw.Volumes)) {
@@ -312,7 +315,7 @@ func file(p *types.Project, kind string, r types.FileReferenceConfig, o types.Fi
 	}
 	switch {
 	case bool(o.External):
-		return f, fmt.Errorf("%s %s is external: it can be read in a swarm only; give it a file, or run `docker compose run --rm %s` where it is known", kind, r.Source, r.Source)
+		return f, fmt.Errorf("%s %s is external: it can be read in a swarm only; give it a file", kind, r.Source)
 	case o.Environment != "":
 		v, ok := p.Environment[o.Environment]
 		if !ok {

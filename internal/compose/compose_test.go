@@ -212,7 +212,11 @@ func TestWhatIsMissingIsSaid(t *testing.T) {
 		"env file":      {"services: {backup: {image: backupd, env_file: [nothing.env]}}", "nothing.env"},
 		"unknown key":   {"services: {backup: {image: backupd, volumess: []}}", "volumess"},
 	} {
-		if _, err := project(t, map[string]string{"compose.yaml": c.text}, Options{}); err == nil || !strings.Contains(err.Error(), c.want) {
+		p, err := project(t, map[string]string{"compose.yaml": c.text}, Options{})
+		if err == nil && strings.Contains(c.text, "services: {backup: {image: backupd,") {
+			err = p.WhyNotRun
+		}
+		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -228,7 +232,7 @@ func TestExamplesHaveABackupService(t *testing.T) {
 	if err != nil || len(examples) == 0 {
 		t.Fatal("no examples", err)
 	}
-	for _, v := range []string{"POSTGRES_PASSWORD", "BACKUPD_TARGET", "MYSQL_PASSWORD", "NFS_SERVER"} {
+	for _, v := range []string{"POSTGRES_PASSWORD", "DB_PASSWORD", "BACKUPD_TARGET", "BACKUPD_PASSPHRASE", "NFS_SERVER"} {
 		t.Setenv(v, "x")
 	}
 	for _, f := range examples {

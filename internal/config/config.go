@@ -68,8 +68,11 @@ type Policy struct {
 	Keep      string // as Sources.Checks["keep"] found it right; empty keeps all
 	MaxShrink float64
 	Quiesce   string // auto or never
-	Pre, Post []Hook
-	Drill     *schedule.Schedule
+	// FreezeMemory is bytes; 0 for the engine's default. FreezeLimit 0 is for ever.
+	FreezeMemory int64
+	FreezeLimit  time.Duration
+	Pre, Post    []Hook
+	Drill        *schedule.Schedule
 }
 
 // Hook is a command in a service's container.
@@ -390,6 +393,8 @@ func (r *resolver) policies() {
 		p.Schedule, p.Drill = r.schedule("schedule", name), r.schedule("drill-schedule", name)
 		p.Jitter, _ = parseDuration(r.one("jitter", name)) // checked, as all here
 		p.Timeout, _ = parseDuration(r.one("timeout", name))
+		p.FreezeMemory, _ = parseSize(r.one("freeze-memory", name))
+		p.FreezeLimit, _ = parseDuration(r.one("freeze-limit", name))
 		p.MaxShrink, _ = parseShare(r.one("max-shrink", name))
 		pre, _ := r.value("pre", name)
 		post, _ := r.value("post", name)

@@ -68,6 +68,8 @@ var settings = []Setting{
 	{Name: "max-shrink", kind: share, policy: true, Default: "50%", Help: "a snapshot that shrank by more than this is no good one, and an alarm", Example: "30%"},
 	{Name: "tag", kind: list, policy: true, Help: "names for the snapshots", Example: "nightly"},
 	{Name: "quiesce", kind: enum, values: []string{"auto", "never"}, policy: true, Default: "auto", Help: "auto: services stand still as their labels say; never: nothing is stopped, paused or run in them", Example: "never"},
+	{Name: "freeze-memory", kind: size, policy: true, Help: "memory for what changed, while services stand still (48m without it): more of it, and they stand still for less long", Example: "1g"},
+	{Name: "freeze-limit", kind: duration, policy: true, Default: "5m", Help: "most that services may stand still; then they go on, and the backup fails; 0s is for ever", Example: "30s"},
 	{Name: "pre", kind: hookList, policy: true, Help: "what to run in services before the backup", Example: "in the file only"},
 	{Name: "post", kind: hookList, policy: true, Help: "what to run in services after it, whatever came of it", Example: "in the file only"},
 	{Name: "drill-schedule", kind: cronExpr, policy: true, Default: "@never", Help: "when to restore a snapshot into scratch volumes and check it", Example: "0 5 * * sun"},

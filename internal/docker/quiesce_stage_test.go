@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
@@ -31,13 +32,12 @@ type stage struct {
 	state   string
 }
 
-// shellImage has this machine's sh and a few programs, so that hooks can be run
-// without a registry.
-const shellImage = "backupd:test-quiesce"
-
-var shell struct { // imported once for all tests
+// shell is an image of this machine's sh and a few programs, so that hooks can be
+// run without a registry. It is imported once for all tests.
+var shell struct {
 	sync.Once
-	err error
+	image string
+	err   error
 }
 
 func newStage(t *testing.T) *stage {
@@ -50,28 +50,30 @@ func newStage(t *testing.T) *stage {
 		t.Skipf("needs a Docker engine: %v", err)
 	}
 	t.Cleanup(func() { e.Close() })
-	shell.Do(func() { shell.err = importShell(t.Context(), e) })
+	shell.Do(func() { shell.image, shell.err = importShell(t.Context(), e) })
 	if shell.err != nil {
 		t.Fatalf("make an image of this machine's shell: %v", shell.err)
 	}
-	return &stage{Engine: e, t: t, project: "quiesce-" + strings.ToLower(rand.Text()[:8]), image: shellImage, state: t.TempDir()}
+	return &stage{Engine: e, t: t, project: "quiesce-" + strings.ToLower(rand.Text()[:8]), image: shell.image, state: t.TempDir()}
 }
 
-func importShell(ctx context.Context, e *Engine) error {
+// importShell returns the image's name, which has a hash of what is in it: the same
+// one is imported once and stays.
+func importShell(ctx context.Context, e *Engine) (string, error) {
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	done := map[string]bool{}
 	for _, program := range []string{"sh", "cat", "grep", "id", "mkdir", "rm", "sed", "sleep", "touch"} {
 		path, err := exec.LookPath(program)
 		if err != nil {
-			return err
+			return "", err
 		}
 		if path, err = filepath.EvalSymlinks(path); err != nil {
-			return err
+			return "", err
 		}
 		out, err := exec.Command("ldd", path).Output()
 		if err != nil {
-			return fmt.Errorf("ldd %s: %w", path, err)
+			return "", fmt.Errorf("ldd %s: %w", path, err)
 		}
 		files := []string{path}
 		for _, word := range strings.Fields(string(out)) {
@@ -90,31 +92,35 @@ func importShell(ctx context.Context, e *Engine) error {
 			done[in] = true
 			data, err := os.ReadFile(name)
 			if err != nil {
-				return err
+				return "", err
 			}
 			if err := w.WriteHeader(&tar.Header{Name: strings.TrimPrefix(in, "/"), Mode: 0o755, Size: int64(len(data))}); err != nil {
-				return err
+				return "", err
 			}
 			if _, err := w.Write(data); err != nil {
-				return err
+				return "", err
 			}
 		}
 	}
 	for _, dir := range []string{"tmp", "data", "etc"} {
 		if err := w.WriteHeader(&tar.Header{Name: dir + "/", Mode: 0o777, Typeflag: tar.TypeDir}); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if err := w.Close(); err != nil {
-		return err
+		return "", err
 	}
-	r, err := e.api.ImageImport(ctx, image.ImportSource{Source: &layer, SourceName: "-"}, shellImage, image.ImportOptions{})
+	name := fmt.Sprintf("backupd:test-quiesce-%.6x", sha256.Sum256(layer.Bytes()))
+	if _, err := e.api.ImageInspect(ctx, name); err == nil {
+		return name, nil
+	}
+	r, err := e.api.ImageImport(ctx, image.ImportSource{Source: &layer, SourceName: "-"}, name, image.ImportOptions{})
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer r.Close()
 	_, err = io.Copy(io.Discard, r)
-	return err
+	return name, err
 }
 
 // idle runs until it is told to end.

@@ -197,8 +197,10 @@ func lookAround(root string) (surroundings, error) {
 		return surroundings{}, fmt.Errorf("find out which container this is: %w", err)
 	}
 	s := readSurroundings(string(info), string(groups))
+	// The file alone shows nothing: machines are made from containers' images, too.
 	if _, err := os.Stat(filepath.Join(root, ".dockerenv")); err == nil {
-		s.contained = true
+		_, mounted := s.mounts["/etc/hostname"]
+		s.contained = s.contained || mounted
 	}
 	s.resolve = func(p string) string {
 		if real, err := filepath.EvalSymlinks(filepath.Join(root, p)); err == nil {

@@ -130,6 +130,22 @@ func TestOutsideOfAContainerSelfSaysSo(t *testing.T) {
 	if _, err := lookAround(dir); !errors.Is(err, ErrNoContainer) {
 		t.Errorf("without /proc: %v", err)
 	}
+	// A machine that was made from a container's image has the file, too.
+	const root, hostname = "27 1 254:0 / / rw - ext4 /dev/vda rw\n", "28 27 0:50 /hostname /etc/hostname rw - tmpfs tmpfs rw\n"
+	for info, want := range map[string]bool{root: false, root + hostname: true} {
+		dir := t.TempDir()
+		if err := os.MkdirAll(filepath.Join(dir, "proc", "self"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range map[string]string{".dockerenv": "", "proc/self/mountinfo": info} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if seen, err := lookAround(dir); err != nil || seen.contained != want {
+			t.Errorf("contained %v, %v, want %v with %q", seen.contained, err, want, info)
+		}
+	}
 	seen := readSurroundings("27 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n", "0::/user.slice/session-1.scope\n")
 	seen.contained = false
 	if _, err := (&Engine{}).self(t.Context(), seen); !errors.Is(err, ErrNoContainer) {

@@ -73,13 +73,14 @@ func newSwarm(t *testing.T) *stage {
 		return err == nil
 	})
 	t.Cleanup(func() { e.Close() })
-	if err := importShell(t.Context(), e); err != nil {
+	image, err := importShell(t.Context(), e)
+	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := e.api.SwarmInit(t.Context(), swarm.InitRequest{ListenAddr: "127.0.0.1:2377", AdvertiseAddr: "127.0.0.1"}); err != nil {
 		t.Fatal(err)
 	}
-	return &stage{Engine: e, t: t, project: "shop", image: shellImage, state: t.TempDir()}
+	return &stage{Engine: e, t: t, project: "shop", image: image, state: t.TempDir()}
 }
 
 // deploy makes a service as `docker stack deploy` does.

@@ -33,12 +33,18 @@ type Options struct {
 
 // Run runs a command in the project's backup service and returns its exit code.
 func Run(ctx context.Context, o Options) (int, error) {
+	if len(o.Args) == 0 { // the image's own command would run, which serves
+		return 0, errors.New("run backupd in the backup service: no command is given")
+	}
 	p, err := compose.Load(ctx, o.Compose)
 	if err != nil {
 		return 0, err
 	}
-	if p.Backup == nil {
+	switch {
+	case p.Backup == nil:
 		return 0, p.WhyNoBackup
+	case p.WhyNotRun != nil:
+		return 0, p.WhyNotRun
 	}
 	if p.Backup.Image == "" {
 		return 0, fmt.Errorf("run backupd in service %s of %s: it has no image; name one in it", p.Backup.Name, p.Files[0])

@@ -44,6 +44,9 @@ type BackupOptions struct {
 	// dealt with afterwards; what is beyond it is compressed and uploaded while
 	// all stands still. 48 MiB where 0.
 	HoldBytes int64
+	// FreezeLimit is how long it may take, from the end of Freeze on, to read what is
+	// read while frozen: beyond it the services run again and the backup fails. No limit where 0.
+	FreezeLimit time.Duration
 	// Dumps become volumes of one file each. They are read before the freeze.
 	Dumps []Dump
 	// Seeded is the id of the snapshot that this installation was seeded from,
@@ -177,7 +180,7 @@ func (r *Repository) backup(ctx context.Context, w store.Writer, o BackupOptions
 	if err != nil {
 		return nil, nil, b.frozen.also(&placeError{err})
 	}
-	b.intent.succeeded()
+	b.intent.succeeded(b.m)
 	sum := &Summary{ID: id, Stack: o.Stack, Sequence: seq, Started: started, Finished: b.m.Finished, Volumes: b.stats}
 	return sum, b.m, b.frozen.told(sum)
 }

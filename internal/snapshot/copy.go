@@ -106,7 +106,7 @@ func (r *Repository) copyTo(ctx context.Context, to *Repository, w store.Writer,
 	if out.ID, err = to.commit(ctx, w, &twin); err != nil {
 		return nil, err
 	}
-	in.succeeded()
+	in.succeeded(m)
 	return out, nil
 }
 

@@ -166,7 +166,7 @@ func (r *Repository) Forget(ctx context.Context, w store.Writer, o ForgetOptions
 		return nil, err
 	}
 	if o.Policy.IsZero() == (len(o.Snapshots) == 0) {
-		return nil, fmt.Errorf("%w: say which snapshots to keep, or which to forget: a policy as in --keep %q, or SNAPSHOT...", ErrUsage, "7 daily, 4 weekly")
+		return nil, fmt.Errorf("%w: say which snapshots to forget: name some, or give a policy, as in --keep %q", ErrUsage, "7 daily, 4 weekly")
 	}
 	w, err := r.writer(w)
 	if err != nil {

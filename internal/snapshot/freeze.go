@@ -203,7 +203,7 @@ func (b *backupRun) live(ctx context.Context, jobs []*volumeJob) error {
 }
 
 // freeze reads what is to be read while the services stand still.
-func (b *backupRun) freeze(ctx context.Context, jobs []*volumeJob) (err error) {
+func (b *backupRun) freeze(ctx context.Context, jobs []*volumeJob) error {
 	// Flushing takes long where much was written, so it is done before: what
 	// changes from here on is racy in the next backup's eyes.
 	for _, j := range jobs {
@@ -212,28 +212,59 @@ func (b *backupRun) freeze(ctx context.Context, jobs []*volumeJob) (err error) {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
+	failed, err := b.readFrozen(ctx, jobs)
+	if err != nil && failed != nil {
+		err = failed.fail(err) // which waits for uploads
+	}
+	if err != nil {
+		return b.frozen.also(err)
+	}
+	return nil
+}
+
+// readFrozen is the part of a run in which the services stand still. It
+// returns the job that an error is of, where it is one's.
+func (b *backupRun) readFrozen(ctx context.Context, jobs []*volumeJob) (*volumeJob, error) {
 	f := b.frozen
 	began := b.r.now()
 	defer func() { // a panic's way out too
 		f.hold.end()
 		f.thaw = b.o.Freeze.Thaw(context.WithoutCancel(ctx))
 		f.took = b.r.now().Sub(began)
-		if err != nil {
-			err = f.also(err)
-		}
 	}()
 	if err := b.o.Freeze.Freeze(ctx); err != nil {
-		return fmt.Errorf("%w: %w", ErrFreeze, err)
+		return nil, fmt.Errorf("%w: %w", ErrFreeze, err)
+	}
+	if b.o.FreezeLimit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, b.o.FreezeLimit, errFrozenLong)
+		defer cancel()
+		stop := context.AfterFunc(ctx, func() {
+			for _, j := range jobs {
+				j.cancel() // an upload that hangs
+			}
+		})
+		defer stop()
 	}
 	f.hold.begin(cmp.Or(b.o.HoldBytes, defaultHold))
-	return each(jobs, func(j *volumeJob) error {
+	for _, j := range jobs {
 		j.perform()
-		if err := j.gather(ctx); err != nil {
-			return err
+		err := j.gather(ctx)
+		if err == nil {
+			err = restIfLarge(jobs)
 		}
-		return restIfLarge(jobs)
-	})
+		if err != nil {
+			if cause := context.Cause(ctx); cause != nil {
+				err = cause
+			}
+			return j, err
+		}
+	}
+	return nil, nil
 }
+
+// errFrozenLong is why a backup ends at BackupOptions.FreezeLimit.
+var errFrozenLong = errors.New("reading what changed took longer than the services may stand still; what had to be uploaded meanwhile may have waited for the target")
 
 // maxResting bounds the memory of packs that wait for the end of the freeze, in bytes.
 const maxResting = 48 << 20

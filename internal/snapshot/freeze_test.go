@@ -8,10 +8,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/disko/backupd/internal/store/storetest"
 	"github.com/disko/backupd/internal/testtree"
@@ -520,4 +522,47 @@ func TestWhatChangedInTheSameTickIsReadWhileFrozen(t *testing.T) {
 	if got, err := os.ReadFile(filepath.Join(w.restoreNew(s.ID), "counter")); err != nil || string(got) != "after!" {
 		t.Errorf("%q, %v", got, err)
 	}
+}
+
+// A target that hangs while more is read than memory may hold keeps no service
+// from running for longer than it was told.
+func TestAFreezeEndsAtItsLimit(t *testing.T) {
+	l := newLab(t)
+	f := &freezer{freeze: func(context.Context) error { l.change(); return nil }}
+	st := &storetest.Faulty{Writer: storetest.NewMemory()}
+	r, err := Ensure(context.Background(), st, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	st.Hook = func(op, key string, _ int) storetest.Fault {
+		if op == storetest.OpPut && f.frozen.Load() > 0 && f.thawed.Load() == 0 {
+			return storetest.CallBefore(func() { // as a request does that is never answered
+				for f.thawed.Load() == 0 {
+					runtime.Gosched()
+				}
+			})
+		}
+		return storetest.None
+	}
+	for i := range 3 {
+		l.write("data", fmt.Sprint("large", i), noise(uint64(i), 20<<20))
+	}
+	change := f.freeze
+	f.freeze = func(ctx context.Context) error {
+		for i := range 3 {
+			l.write("data", fmt.Sprint("large", i), noise(uint64(10+i), 20<<20))
+		}
+		return change(ctx)
+	}
+	err = promptly(t, func() error {
+		_, err := r.Backup(ctx, st, BackupOptions{Stack: "shop", Volumes: l.sources(), Freeze: f, HoldBytes: 1, FreezeLimit: time.Second})
+		return err
+	})
+	if !errors.Is(err, errFrozenLong) {
+		t.Errorf("error %v", err)
+	}
+	f.wantThawed(t, 1)
 }

@@ -33,9 +33,9 @@ type intents struct {
 
 	mu      sync.Mutex
 	written int
-	renewed time.Time // when the last was written
-	packs   bool      // some were written, or may have been
-	done    bool      // they are in a snapshot
+	renewed time.Time       // when the last was written
+	packs   map[string]bool // keys that were written, or may have been
+	done    bool            // they are in a snapshot
 
 	stop func() // ends the renewing in the background
 }
@@ -68,7 +68,10 @@ func (i *intents) put(ctx context.Context, key string, data []byte) error {
 		return err
 	}
 	i.mu.Lock()
-	i.packs = true
+	if i.packs == nil {
+		i.packs = map[string]bool{}
+	}
+	i.packs[key] = true
 	i.mu.Unlock()
 	err := i.w.Put(ctx, key, data)
 	return cmp.Or(err, i.renew(ctx))
@@ -102,11 +105,18 @@ func (i *intents) begin(ctx context.Context) error {
 	return nil
 }
 
-// succeeded says that what was written is in a snapshot.
-func (i *intents) succeeded() {
+// succeeded says that a snapshot has what was written. A run that went over a
+// volume again may have left packs that it does not need; then the intents stay.
+func (i *intents) succeeded(m *Manifest) {
+	sizes := m.sizes()
 	i.mu.Lock()
+	defer i.mu.Unlock()
 	i.done = true
-	i.mu.Unlock()
+	for key := range i.packs {
+		if _, ok := sizes[key]; !ok {
+			i.done = false
+		}
+	}
 }
 
 // end takes the intents back. It must reach the target though the run was
@@ -116,7 +126,7 @@ func (i *intents) end(ctx context.Context) {
 	if i.stop != nil {
 		i.stop()
 	}
-	if i.packs && !i.done {
+	if len(i.packs) > 0 && !i.done {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)

@@ -99,7 +99,15 @@ func (w *fileReader) settle() error {
 	if w.heads.waiting == nil {
 		return nil
 	}
-	err := <-w.heads.waiting
+	var err error
+	select {
+	case err = <-w.heads.waiting:
+	default:
+		if len(w.jobs) == 0 { // the workers are not to wait, too
+			w.flush()
+		}
+		err = <-w.heads.waiting
+	}
 	asked := w.heads.asked
 	w.heads.waiting, w.heads.asked = nil, nil
 	for _, h := range asked {

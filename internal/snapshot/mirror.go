@@ -109,9 +109,9 @@ func (b *backupRun) openTees(ctx context.Context, tees []*tee) {
 }
 
 // copied takes back the intents of a place whose packs are in a snapshot now.
-func (t *tee) copied(ctx context.Context) {
+func (t *tee) copied(ctx context.Context, m *Manifest) {
 	if t.intent != nil {
-		t.intent.succeeded()
+		t.intent.succeeded(m)
 		t.intent.end(ctx)
 	}
 }
@@ -159,7 +159,7 @@ func BackupAll(ctx context.Context, places []Place, o BackupOptions) (*Summary, 
 				continue
 			}
 			if catchUp(ctx, p, places[k], m, o, &results[k]) && others[k] != nil {
-				others[k].copied(ctx)
+				others[k].copied(ctx, m)
 			}
 		}
 		return sum, results, err

@@ -62,7 +62,8 @@ type actor struct {
 	held      bool // suspended until its intents had expired
 	ops       int
 	holds     []suspend
-	until     string // waits for a note that has this
+	frozen    time.Time // suspended until then
+	until     string    // or until a note that has this
 }
 
 // suspend suspends an actor: at its n-th operation of a task, or before one with
@@ -114,10 +115,7 @@ func (m *model) note(format string, args ...any) {
 		if a.until == "" || !strings.Contains(line, a.until) {
 			continue
 		}
-		a.until = ""
-		for _, r := range a.pending {
-			r.from = m.now
-		}
+		a.until, a.frozen = "", m.now
 	}
 }
 
@@ -169,11 +167,11 @@ func (a *actor) waitFor(words string) {
 	a.m.mu.Lock()
 	seen := slices.ContainsFunc(a.m.log, func(line string) bool { return strings.Contains(line, words) })
 	if !seen {
-		a.until = words
+		a.until, a.frozen = words, never
 	}
 	a.m.mu.Unlock()
 	if !seen {
-		_ = a.wait(context.Background(), "sleep", "", never)
+		_ = a.wait(context.Background(), "sleep", "", time.Time{})
 	}
 }
 
@@ -367,6 +365,9 @@ func (m *model) choose() *request {
 					from = r.from
 				}
 			}
+			if a.frozen.After(from) {
+				from = a.frozen
+			}
 			if !from.After(m.now) {
 				ready = append(ready, a)
 			} else if next.IsZero() || from.Before(next) {
@@ -411,12 +412,9 @@ func (m *model) suspend(a *actor) {
 	if what == "" {
 		return
 	}
-	a.holds, a.until = a.holds[1:], h.until
-	for _, r := range a.pending {
-		r.from = m.now.Add(h.how)
-		if h.until != "" {
-			r.from = never
-		}
+	a.holds, a.until, a.frozen = a.holds[1:], h.until, m.now.Add(h.how)
+	if h.until != "" {
+		a.frozen = never
 	}
 	m.note("%s is suspended before %s", a.name, what)
 }
@@ -885,7 +883,7 @@ func TestEverySnapshotThatWasReportedRestores(t *testing.T) {
 // course is a course of events in which a rule is needed.
 type course struct {
 	rule  string
-	out   broken // the rule taken out
+	out   broken    // the rule taken out
 	write []suspend // of the writer, whose parent is the newest snapshot
 	// forget, which forgets the parent, waits for this; "" for no forgetting.
 	forget string
@@ -984,7 +982,8 @@ func courses() []course {
 		{
 			rule: "a writer reads the lists before it looks for its packs", out: broken{packsBeforeLists: true},
 			write: []suspend{
-				intent, {before: beforePut, until: "prune1 is suspended before " + beforeDelete},
+				intent,
+				{before: beforePut, until: "prune1 is suspended before " + beforeDelete},
 				{before: "list stacks/shop/condemned/", until: "prune1 is through"},
 			},
 			forget: "writer is suspended before " + beforeIntent,

@@ -725,6 +725,14 @@ func (p *pruner) garbage(s *survey) *garbage {
 			maps.Copy(names, r.names)
 		}
 	}
+	relied := map[string]bool{} // packs of live runs' parents, which others may have too
+	for _, m := range s.manifests {
+		if parents[m.ID] && m.Err == nil {
+			for _, key := range m.Manifest.objects() {
+				relied[p.r.stored(key)] = true
+			}
+		}
+	}
 	for _, m := range s.manifests {
 		key := p.r.stored(snapshotKey(m.Stack, m.Sequence, m.ID))
 		if !m.Forgotten || parents[m.ID] || s.listed[key] {
@@ -738,7 +746,7 @@ func (p *pruner) garbage(s *survey) *garbage {
 					continue
 				}
 				name, err := packName(plain)
-				held = held || err != nil || names[name.Run]
+				held = held || err != nil || names[name.Run] || relied[key]
 				keys[key] = size
 			}
 		}

@@ -160,6 +160,7 @@ func (r *restore) run(ctx context.Context) error {
 	if err := r.dest.WriteMark(append(text, '\n')); err != nil {
 		return err
 	}
+	defer r.v.beginTars(ctx)()
 	steps := []func(context.Context) error{r.discard, r.removeOthers, r.findStandIns, r.makeDirs, r.writeFiles, r.writeSpecials, r.writeLinks, r.finishDirs}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {

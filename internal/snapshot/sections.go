@@ -109,6 +109,7 @@ const maxTar = 64 << 20
 // paths, with its tar header.
 func (v *volumeReader) nodes(ctx context.Context, use func(e *index.Entry, h *tarstream.Header) error) error {
 	const s = index.Nodes
+	v.tars.ahead.Wait()
 	cur, err := index.NewCursor(ctx, v.pg, v.vol.Nodes, nil)
 	if err != nil {
 		return err

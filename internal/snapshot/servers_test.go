@@ -389,3 +389,92 @@ func TestPacksThatANewSnapshotReusesAreLockedAgain(t *testing.T) {
 		t.Errorf("%d packs are reused, %d were locked again", reused, len(st.locked))
 	}
 }
+
+// The whole of a repository's life on a real S3 server and in a directory: what
+// is left after forget and two prunes is what the kept snapshots need, to the key.
+func TestPruneOnRealTargetsLeavesExactlyWhatIsNeeded(t *testing.T) {
+	believeStats(t)
+	test := func(t *testing.T, name string) {
+		l := newLab(t)
+		st := openNamed(t, name)
+		ids := map[string]string{}
+		var all []string
+		for n := range 6 {
+			id := l.mustBackup(st)
+			all = append(all, id)
+			ids[id] = l.states[n]
+			for _, v := range labVolumes {
+				for i := range 8 {
+					l.write(v, fmt.Sprintf("dir/%d", i), noise(uint64(100*n+i), 4000))
+				}
+				l.write(v, "large", noise(uint64(1000+n), 600<<10))
+			}
+			l.keep()
+		}
+		r := l.repo(st)
+		done, err := r.Forget(context.Background(), st, ForgetOptions{Stack: "shop", Policy: Policy{Last: 2}})
+		if err != nil || len(done.Forgotten) != 4 {
+			t.Fatalf("%+v, %v", done, err)
+		}
+		for _, id := range all[:4] {
+			delete(ids, id)
+		}
+		condemned := l.mustPrune(st, 0)
+		if condemned.Condemned.Bytes < 2<<20 {
+			t.Errorf("%+v", condemned)
+		}
+		l.wantSnapshots(st, ids)
+		// By the target's own clock it is not due.
+		pruned, err := r.Prune(context.Background(), st, PruneOptions{})
+		if err != nil || len(pruned.Stacks[0].Waiting) != 1 {
+			t.Errorf("%+v, %v", pruned, err)
+		}
+		if freed := l.mustPrune(st, week).Freed; freed != condemned.Condemned {
+			t.Errorf("freed %+v of %+v", freed, condemned.Condemned)
+		}
+		l.mustPrune(st, 2*week)
+		l.wantExactly(st, r)
+		l.wantSnapshots(st, ids)
+		l.wantClean(st)
+	}
+	t.Run("directory", func(t *testing.T) { test(t, t.TempDir()) })
+	onServers(t, func(t *testing.T, s server) {
+		name, _ := s.place(t)
+		test(t, name)
+	})
+}
+
+// On a bucket with object lock nothing is deleted before its time: it would be
+// hidden, and take its space all the same.
+func TestPruneKeepsLockedObjectsCondemned(t *testing.T) {
+	believeStats(t)
+	s := testservers.Versitygw(t)
+	t.Setenv("AWS_ACCESS_KEY_ID", s.AccessKey)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", s.SecretKey)
+	t.Setenv("AWS_REGION", s.Region)
+	o := impatient
+	o.S3.LockMode, o.S3.LockDays = "GOVERNANCE", 10
+	st, err := targets.Open(context.Background(), "s3://"+s.LockedBucket(t)+"/prefix?endpoint="+s.Endpoint, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newLab(t)
+	ids, _ := l.threeStates(st)
+	l.mustForget(st, ids[0], ids[1])
+	condemned := l.mustPrune(st, 0)
+	done, err := l.repo(st).Prune(context.Background(), laterVault{later{st, week, false}, st.(store.Locker)}, PruneOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := done.Stacks[0]
+	if got.Freed.Objects > 0 || got.Locked != condemned.Condemned || got.LockedUntil.Before(time.Now().AddDate(0, 0, 9)) {
+		t.Errorf("%+v of %+v", got, condemned.Condemned)
+	}
+	l.wantSnapshots(st, map[string]string{ids[2]: l.states[2]})
+}
+
+// laterVault is later on a target with object lock.
+type laterVault struct {
+	later
+	store.Locker
+}

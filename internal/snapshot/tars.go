@@ -16,6 +16,8 @@ import (
 // through that section several times, and its frames are small and lie far apart:
 // each for itself would make a distant target's delay count as often.
 type tars struct {
+	ahead sync.WaitGroup // for what is fetched in the background
+
 	mu     sync.Mutex
 	frames map[pack.Ref][]byte
 	order  []pack.Ref
@@ -137,15 +139,21 @@ func (v *volumeReader) fetchTars(ctx context.Context, refs []pack.Ref, next []in
 	return g.Wait()
 }
 
-// readTarsAhead fetches the first headers of the nodes section, as many as nodes will at once.
-func (v *volumeReader) readTarsAhead(ctx context.Context) error {
-	cur, err := index.NewCursor(ctx, v.pg, v.vol.Nodes, nil)
-	if err != nil {
-		return err
+// beginTars fetches the first headers of the nodes section, as many as nodes
+// will at once, while something else is done. end waits for it.
+func (v *volumeReader) beginTars(ctx context.Context) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	v.tars.ahead.Go(func() {
+		cur, err := index.NewCursor(ctx, v.pg, v.vol.Nodes, nil)
+		if err != nil {
+			return
+		}
+		if ok, err := cur.Next(); err == nil && ok {
+			_, _ = v.tar(ctx, cur.Item().Page.Tar, cur.Following()) // nodes meets the same error
+		}
+	})
+	return func() {
+		cancel()
+		v.tars.ahead.Wait()
 	}
-	if ok, err := cur.Next(); err != nil || !ok {
-		return err
-	}
-	_, err = v.tar(ctx, cur.Item().Page.Tar, cur.Following())
-	return err
 }

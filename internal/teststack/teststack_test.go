@@ -1,6 +1,7 @@
 package teststack
 
 import (
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -13,7 +14,9 @@ func TestSocketProxyForbidsWhatIsNotAllowed(t *testing.T) {
 	p := NewSocketProxy(t, ReadOnly)
 	for host, client := range map[string]*http.Client{
 		"http://" + strings.TrimPrefix(p.TCP, "tcp://"): {},
-		"http://docker": {Transport: &http.Transport{Dial: func(_, _ string) (net.Conn, error) { return net.Dial("unix", p.Socket) }}},
+		"http://docker": {Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", p.Socket)
+		}}},
 	} {
 		get, err := client.Get(host + "/v1.41/info")
 		if err != nil {

@@ -42,6 +42,7 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer, handle Handler) err
 	}
 	go a.listen(from, end) // ends with the agent's side of the pipe
 	result, err := handle(ctx, r, a)
+	gone := context.Cause(ctx) // before the end is told, after which the agent may leave
 	var last fromWorker
 	if err == nil {
 		last.Result, err = json.Marshal(result)
@@ -52,7 +53,7 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer, handle Handler) err
 	if serr := a.out.send(last); serr != nil {
 		return fmt.Errorf("tell the agent how it ended: %w", serr)
 	}
-	if gone := context.Cause(ctx); errors.Is(gone, ErrGone) || errors.Is(gone, ErrProtocol) {
+	if errors.Is(gone, ErrGone) || errors.Is(gone, ErrProtocol) {
 		return gone
 	}
 	return nil

@@ -7,6 +7,7 @@ go 1.26.0
 
 require (
 	github.com/aws/fake v0.0.0
+	github.com/compose-spec/fake v0.0.0
 	github.com/docker/fake v0.0.0
 	github.com/moby/fake v0.0.0
 	github.com/spf13/cobra v0.0.0
@@ -15,6 +16,7 @@ require (
 
 replace (
 	github.com/aws/fake => ./third/aws
+	github.com/compose-spec/fake => ./third/compose
 	github.com/docker/fake => ./third/docker
 	github.com/moby/fake => ./third/moby
 	github.com/spf13/cobra => ./third/cobra

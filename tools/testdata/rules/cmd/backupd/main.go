@@ -13,6 +13,7 @@ import (
 	_ "github.com/disko/backupd/internal/config"
 	_ "github.com/disko/backupd/internal/testtree" // want
 	_ "github.com/disko/backupd/internal/testservers" // want
+	_ "github.com/disko/backupd/internal/teststack"   // want
 )
 
 func main() { fmt.Println(time.Now(), context.Background()) }

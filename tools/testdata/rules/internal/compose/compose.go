@@ -1,0 +1,4 @@
+// Package compose may import compose-go.
+package compose
+
+import _ "github.com/compose-spec/fake"

@@ -1,0 +1,2 @@
+// Package teststack stands for ours.
+package teststack

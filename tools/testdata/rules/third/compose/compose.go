@@ -1,0 +1,2 @@
+// Package compose stands for a dependency.
+package compose

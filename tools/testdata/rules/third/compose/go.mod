@@ -1,0 +1,3 @@
+module github.com/compose-spec/fake
+
+go 1.26.0
