@@ -808,7 +808,7 @@ func (p *pruner) leftovers(ctx context.Context, s *survey, g *garbage) error {
 	return nil
 }
 
-// tidy removes intents, claims and records that nothing depends on any more.
+// tidy removes intents, claims, and records of what was forgotten and drilled, that nothing depends on any more.
 func (p *pruner) tidy(ctx context.Context, s *survey, g *garbage) error {
 	for _, key := range g.spent {
 		if err := p.raw.Delete(ctx, key); err != nil && !errors.Is(err, store.ErrAccess) {
@@ -860,5 +860,5 @@ func (p *pruner) tidy(ctx context.Context, s *survey, g *garbage) error {
 			return err
 		}
 	}
-	return nil
+	return p.tidyDrills(ctx, s)
 }
