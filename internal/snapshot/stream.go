@@ -55,6 +55,7 @@ type stream struct {
 	last   uint64  // hash of the tail's last line
 	header []byte  // scratch
 	cut    chunker // of large files; its memory serves one after the other
+	window frameWindow
 	held   []func() error
 }
 
@@ -84,6 +85,7 @@ func (v *volumeRun) newStream(ctx context.Context, first uint64, tail *index.Lea
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(v.encoders)
 	s := &stream{v: v, g: g, cancel: cancel, ctx: ctx, tail: tail, next: first, used: u, bufs: make(chan *[]byte, 2*v.encoders+2)}
+	s.window.frames = v.frames
 	for range cap(s.bufs) {
 		s.bufs <- new([]byte)
 	}
@@ -262,7 +264,7 @@ func (s *stream) headed(j *slotJob, h *tarstream.Header) error {
 	s.encode(buf, func(raw []byte) error {
 		defer j.release()
 		var err error
-		j.header, err = s.v.frames.storeAll(raw)
+		j.header, err = inFrames(raw, s.v.frames.storeApart)
 		return err
 	})
 	return nil
@@ -270,9 +272,12 @@ func (s *stream) headed(j *slotJob, h *tarstream.Header) error {
 
 // chunks cuts content into frames. The padding belongs to the last.
 func (s *stream) chunks(j *slotJob, r io.Reader, h *tarstream.Header) error {
-	s.cut.reset(r)
+	s.cut.reset(r, 0)
 	for more := true; more; {
-		var err error
+		err := s.window.move(s.cut.pos)
+		if err != nil {
+			return err
+		}
 		if _, more, err = s.cutNext(j, h.DataSize); err != nil {
 			return err
 		}
@@ -310,7 +315,7 @@ func (s *stream) piece(j *slotJob) func(raw []byte) error {
 	j.pending.Add(1)
 	return func(raw []byte) error {
 		defer j.release()
-		ref, err := s.v.frames.store(raw)
+		ref, err := s.v.frames.storeApart(raw)
 		if err == nil && s.v.printer != nil {
 			s.v.frames.note(ref.ID, s.v.printer.print(raw))
 		}
