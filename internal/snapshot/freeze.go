@@ -48,6 +48,7 @@ type frozen struct {
 	hold    hold
 	took    time.Duration
 	thaw    error
+	end     func() // of the context that the last pass runs under
 }
 
 // also adds to an error what is wrong with the services.
@@ -123,7 +124,10 @@ func (b *backupRun) takeAll(ctx context.Context, sources []*tree.Source) error {
 			j.end()
 		}
 	}()
-	if b.frozen == nil {
+	if b.frozen != nil {
+		b.frozen.end = func() {}
+		defer func() { b.frozen.end() }()
+	} else {
 		// What a dump refers to is in the volumes when these are read later.
 		if err := b.dumps(ctx); err != nil {
 			return err
@@ -236,15 +240,18 @@ func (b *backupRun) readFrozen(ctx context.Context, jobs []*volumeJob) (*volumeJ
 		return nil, fmt.Errorf("%w: %w", ErrFreeze, err)
 	}
 	if b.o.FreezeLimit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, b.o.FreezeLimit, errFrozenLong)
-		defer cancel()
-		stop := context.AfterFunc(ctx, func() {
+		// What is read now is dealt with after the thaw and under this context: it
+		// does not end here, only its limit does.
+		var cancel context.CancelCauseFunc
+		ctx, cancel = context.WithCancelCause(ctx)
+		f.end = func() { cancel(nil) }
+		limit := time.AfterFunc(b.o.FreezeLimit, func() {
+			cancel(errFrozenLong)
 			for _, j := range jobs {
 				j.cancel() // an upload that hangs
 			}
 		})
-		defer stop()
+		defer limit.Stop()
 	}
 	f.hold.begin(cmp.Or(b.o.HoldBytes, defaultHold))
 	for _, j := range jobs {

@@ -117,7 +117,7 @@ func TestASnapshotIsTheTreeAtTheFreeze(t *testing.T) {
 				}
 				var warned []Warning
 				s, err := w.repo.Backup(context.Background(), w.target, BackupOptions{
-					Stack: "shop", Volumes: []Source{{Name: "data", Path: w.volume}}, Freeze: f,
+					Stack: "shop", Volumes: []Source{{Name: "data", Path: w.volume}}, Freeze: f, FreezeLimit: time.Minute,
 					Warn: func(_ string, w Warning) { warned = append(warned, w) },
 				})
 				live.stop()
