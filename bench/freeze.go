@@ -133,6 +133,9 @@ func lastLine(out []byte) string {
 func (f *freezer) docker(ctx context.Context, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, maxCommand)
 	defer cancel()
+	if args[0] == "run" && f.b.freezeGroup != "" {
+		args = append([]string{"run", "--cgroup-parent", f.b.freezeGroup}, args[1:]...)
+	}
 	cmd := exec.CommandContext(ctx, "docker", args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

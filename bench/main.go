@@ -63,6 +63,7 @@ type config struct {
 
 	freezeScale int
 	freezeArgs  []string
+	freezeGroup string
 }
 
 var allRows = []string{"first", "size", "unchanged", "churn01", "nights", "restore", "scale", "encryption", "s3", "freeze", "memory"}
@@ -90,6 +91,7 @@ func parse(args []string) (config, error) {
 	f.Int64Var(&c.nightsDB, "nights-db", 64, "`MiB` of database pages in the row nights")
 	f.Float64Var(&c.churn, "nights-churn", 0.01, "`fraction` of files, and of pages, that changes each night")
 	f.IntVar(&c.freezeScale, "freeze-scale", 92, "`scale` of pgbench in the row freeze, about 15 MiB each and up to 1 GiB of log")
+	f.StringVar(&c.freezeGroup, "freeze-cgroup", "", "parent `cgroup` of the row freeze's containers, where the bench is in it as well: on a busy machine both sides then get the same share of it")
 	freezeArgs := f.String("freeze-args", "", "`flags` of backupd backup in the row freeze, as in \"--freeze-memory 1g\"")
 	if err := f.Parse(args); err != nil {
 		return c, err
