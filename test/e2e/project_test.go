@@ -59,7 +59,7 @@ policies:
     drill-schedule: "@never"
 `
 
-func shop(t *testing.T, repository, stack, origin string) *teststack.Project {
+func postgresShop(t *testing.T, repository, stack, origin string) *teststack.Project {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("the repository's directory belongs to root in the container")
@@ -89,7 +89,7 @@ func nothingLeft(t *testing.T, stack string) {
 	}
 }
 
-func sql(t *testing.T, p *teststack.Project, statement string) string {
+func psql(t *testing.T, p *teststack.Project, statement string) string {
 	t.Helper()
 	return strings.TrimSpace(p.Exec("db", "psql", "-U", "postgres", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", "shop", "-c", statement))
 }
@@ -126,10 +126,10 @@ func backupd(t *testing.T, p *teststack.Project, args ...string) (stdout string,
 
 func TestAProjectIsBackedUpDrilledRestoredAndSeededByWorkers(t *testing.T) {
 	repository, stack := t.TempDir(), teststack.Unique("shop")
-	server := shop(t, repository, stack, "server")
+	server := postgresShop(t, repository, stack, "server")
 	server.Up()
 	server.WaitHealthy("db")
-	sql(t, server, "CREATE TABLE articles (id INT PRIMARY KEY, title TEXT); INSERT INTO articles SELECT i, 'article ' || i FROM generate_series(1, 500) i")
+	psql(t, server, "CREATE TABLE articles (id INT PRIMARY KEY, title TEXT); INSERT INTO articles SELECT i, 'article ' || i FROM generate_series(1, 500) i")
 	server.Exec("db", "sh", "-c", "echo one >/notes/first && chown -R 1234:4321 /notes/first && chmod 777 /notes")
 	first, code := backupd(t, server, "backup", "--json")
 	if code != 0 {
@@ -170,13 +170,13 @@ func TestAProjectIsBackedUpDrilledRestoredAndSeededByWorkers(t *testing.T) {
 	})
 
 	t.Run("restore", func(t *testing.T) {
-		sql(t, server, "DELETE FROM articles")
+		psql(t, server, "DELETE FROM articles")
 		server.Exec("db", "sh", "-c", "echo two >/notes/second; rm /notes/first")
 		if out, code := backupd(t, server, "restore", "--force"); code != 0 {
 			t.Fatalf("%d: %s", code, out)
 		}
 		server.WaitHealthy("db")
-		if n := sql(t, server, "SELECT count(*) FROM articles"); n != "500" {
+		if n := psql(t, server, "SELECT count(*) FROM articles"); n != "500" {
 			t.Errorf("%s articles came back", n)
 		}
 		if got := server.Exec("db", "sh", "-c", "stat -c %u:%g /notes/first; ls /notes"); got != "1234:4321\nfirst\n" {
@@ -185,10 +185,10 @@ func TestAProjectIsBackedUpDrilledRestoredAndSeededByWorkers(t *testing.T) {
 	})
 
 	t.Run("seed", func(t *testing.T) {
-		clone := shop(t, repository, stack, "clone")
+		clone := postgresShop(t, repository, stack, "clone")
 		clone.Up()
 		clone.WaitHealthy("db")
-		if n := sql(t, clone, "SELECT count(*) FROM articles"); n != "500" {
+		if n := psql(t, clone, "SELECT count(*) FROM articles"); n != "500" {
 			t.Errorf("the clone came up with %s articles\n%s", n, clone.Logs("backup"))
 		}
 	})
@@ -255,7 +255,7 @@ func flipBit(path string) error {
 
 func TestWhatAKilledDrillLeavesIsRemovedAtTheNextStart(t *testing.T) {
 	stack := teststack.Unique("shop")
-	server := shop(t, t.TempDir(), stack, "server")
+	server := postgresShop(t, t.TempDir(), stack, "server")
 	server.Up()
 	server.WaitHealthy("db")
 	backupd(t, server, "backup")
