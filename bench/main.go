@@ -60,9 +60,13 @@ type config struct {
 	churn       float64
 
 	scale []int
+
+	freezeScale int
+	freezeArgs  []string
+	freezeGroup string
 }
 
-var allRows = []string{"first", "size", "unchanged", "churn01", "nights", "restore", "scale", "encryption", "s3", "memory"}
+var allRows = []string{"first", "size", "unchanged", "churn01", "nights", "restore", "scale", "encryption", "s3", "freeze", "memory"}
 
 func parse(args []string) (config, error) {
 	var c config
@@ -86,6 +90,9 @@ func parse(args []string) (config, error) {
 	f.IntVar(&c.nightsFiles, "nights-files", 5000, "small `files` in the row nights")
 	f.Int64Var(&c.nightsDB, "nights-db", 64, "`MiB` of database pages in the row nights")
 	f.Float64Var(&c.churn, "nights-churn", 0.01, "`fraction` of files, and of pages, that changes each night")
+	f.IntVar(&c.freezeScale, "freeze-scale", 92, "`scale` of pgbench in the row freeze, about 15 MiB each and up to 1 GiB of log")
+	f.StringVar(&c.freezeGroup, "freeze-cgroup", "", "parent `cgroup` of the row freeze's containers, where the bench is in it as well: on a busy machine both sides then get the same share of it")
+	freezeArgs := f.String("freeze-args", "", "`flags` of backupd backup in the row freeze, as in \"--freeze-memory 1g\"")
 	if err := f.Parse(args); err != nil {
 		return c, err
 	}
@@ -97,7 +104,9 @@ func parse(args []string) (config, error) {
 		c.rounds, c.sourceFiles, c.randomSize, c.pgScale, c.pagesSize = 1, 1500, 64, 3, 64
 		c.nights, c.nightsFiles, c.nightsDB = 20, 400, 8
 		c.scale = []int{1000, 10_000}
+		c.freezeScale = 5
 	}
+	c.freezeArgs = strings.Fields(*freezeArgs)
 	c.rows, c.peers = strings.Split(*rows, ","), strings.Split(*peers, ",")
 	for _, row := range c.rows {
 		if !slices.Contains(allRows, row) {
@@ -205,6 +214,8 @@ func (b *bench) row(ctx context.Context, row string) error {
 		return b.encryption(ctx)
 	case "s3":
 		return b.s3(ctx)
+	case "freeze":
+		return b.freeze(ctx)
 	}
 	return b.memory(ctx)
 }

@@ -33,6 +33,7 @@ type app struct {
 	surroundings   surroundings
 	worker         *worker.Agent // who is told, in a worker; else nil
 	config         configFlags
+	common         *pflag.FlagSet // the flags of every command
 	json, quiet    bool
 	started        bool         // a command's own work began: errors are no usage errors any more
 	log            *slog.Logger // of a process that lasts; nil: notices are lines of stderr

@@ -48,12 +48,6 @@ func (a *app) configure(cmd *cobra.Command) error {
 	if err := fromEnvironment(cmd); err != nil {
 		return err
 	}
-	if a.config.file != "" {
-		// A worker has the agent's mounts and environment, and is to have its file.
-		if err := os.Setenv("BACKUPD_CONFIG", a.config.file); err != nil {
-			return err
-		}
-	}
 	if a.config.file == "" || cmd.Annotations[settingsAnnotation] != "" {
 		return nil
 	}
@@ -312,6 +306,9 @@ func (a *app) printConfig(c *config.Config) error {
 			a.notice("policy %s: no schedule; it runs when it is asked to", n.Policy)
 		} else {
 			a.notice("policy %s: next backup at %s", n.Policy, n.Backup.Format("Mon 2006-01-02 15:04:05 MST"))
+		}
+		if n.Drill != nil {
+			a.notice("policy %s: next drill at %s", n.Policy, n.Drill.Format("Mon 2006-01-02 15:04:05 MST"))
 		}
 	}
 	return nil

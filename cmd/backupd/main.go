@@ -19,6 +19,7 @@ import (
 	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/snapshot/sealed"
 	"github.com/disko/backupd/internal/store"
+	"github.com/disko/backupd/internal/worker"
 )
 
 // version is set when the binary is linked.
@@ -91,6 +92,7 @@ func (e *statusError) Error() string { return e.text }
 
 func exitCode(err error, started bool) int {
 	var status *statusError
+	var remote *worker.Error // which had it from here
 	switch {
 	case errors.As(err, &status):
 		return status.code
@@ -101,8 +103,29 @@ func exitCode(err error, started bool) int {
 	case errors.Is(err, snapshot.ErrNoRepository), errors.Is(err, snapshot.ErrForeign), errors.Is(err, snapshot.ErrNoSnapshot),
 		errors.Is(err, snapshot.ErrNoVolume), errors.Is(err, store.ErrNoTarget), errors.Is(err, seed.ErrNoSnapshot):
 		return exitNotFound
+	case errors.As(err, &remote):
+		return remote.Code
 	}
 	return exitFailed
+}
+
+// explainArguments has commands that get too many or too few arguments say what they take.
+func explainArguments(parent *cobra.Command) {
+	for _, cmd := range parent.Commands() {
+		if check := cmd.Args; check != nil {
+			cmd.Args = func(cmd *cobra.Command, args []string) error {
+				if check(cmd, args) == nil {
+					return nil
+				}
+				given := "no argument"
+				if len(args) > 0 {
+					given = fmt.Sprintf("%q", args)
+				}
+				return fmt.Errorf("%w: %s was given %s; write it as: %s", snapshot.ErrUsage, cmd.CommandPath(), given, cmd.UseLine())
+			}
+		}
+		explainArguments(cmd)
+	}
 }
 
 // command builds the tree of commands.
@@ -120,6 +143,7 @@ with the restore.sh that lies in it.
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
+	a.common = f
 	f.StringArrayVar(&a.targets, "target", nil, "where the snapshots are: a directory, s3://, nfs://, sftp:// or rclone: (\"backupd help targets\"); may be repeated")
 	f.StringVar(&a.stack, "stack", "", "name of the stack, the Compose project")
 	f.StringVar(&a.origin, "origin", "", "name of this installation (default: the Docker engine's id); a change of it has everything read once")
@@ -132,8 +156,9 @@ with the restore.sh that lies in it.
 	root.AddCommand(
 		a.backupCommand(), a.restoreCommand(), a.withSizes(a.snapshotsCommand()), a.showCommand(), a.lsCommand(),
 		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.forgetCommand(), a.pruneCommand(), a.coverageCommand(), a.initCommand(), a.keyCommand(),
-		a.serveCommand(), a.seedCommand(), a.healthCommand(), a.runsCommand(), a.configCommand(), a.versionCommand(), a.workerCommand(), a.targetsTopic(),
+		a.serveCommand(), a.seedCommand(), a.drillCommand(), a.healthCommand(), a.runsCommand(), a.notifyCommand(), a.configCommand(), a.versionCommand(), a.workerCommand(), a.targetsTopic(),
 	)
+	explainArguments(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", snapshot.ErrUsage, err) })
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.configure(cmd) }
 	return root

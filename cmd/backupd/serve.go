@@ -16,6 +16,7 @@ import (
 
 	"github.com/disko/backupd/internal/agent"
 	"github.com/disko/backupd/internal/config"
+	"github.com/disko/backupd/internal/docker"
 	"github.com/disko/backupd/internal/notify"
 	"github.com/disko/backupd/internal/seed"
 	"github.com/disko/backupd/internal/snapshot"
@@ -131,9 +132,12 @@ func policies(c *config.Config, sources []snapshot.Source) ([]agent.Policy, erro
 		q := agent.Policy{
 			Name: p.Name, Schedule: p.Schedule, Jitter: p.Jitter, Timeout: p.Timeout,
 			Backup: agent.Backup{
-				Exclude: p.Exclude, Tags: p.Tags, Targets: p.Targets, Mode: agent.Mode(c.Volumes), Limits: limits(c), Quiesce: agent.QuiesceAuto, MaxShrink: p.MaxShrink,
+				Exclude: p.Exclude, Tags: p.Tags, Targets: p.Targets, Mode: agent.Mode(c.Volumes), Limits: limits(c), MaxShrink: p.MaxShrink,
+				Quiesce: agent.Quiesce(p.Quiesce), Pre: serviceHooks(p.Pre), Post: serviceHooks(p.Post),
 				HoldBytes: p.FreezeMemory, FreezeLimit: p.FreezeLimit,
 			},
+			Drill:         agent.Drilling{Targets: p.Targets, Mode: agent.Mode(c.Volumes), Limits: limits(c), Volumes: sources},
+			DrillSchedule: p.Drill,
 		}
 		if q.Backup.Mode == agent.Mounted {
 			var err error
@@ -153,6 +157,14 @@ func policies(c *config.Config, sources []snapshot.Source) ([]agent.Policy, erro
 		out = append(out, q)
 	}
 	return out, nil
+}
+
+func serviceHooks(list []config.Hook) []docker.ServiceHook {
+	var out []docker.ServiceHook
+	for _, h := range list {
+		out = append(out, docker.ServiceHook{Service: h.Service, Command: h.Command, User: h.User, Timeout: h.Timeout})
+	}
+	return out
 }
 
 // chosen are the mounted volumes that a policy is for.

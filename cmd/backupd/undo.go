@@ -111,13 +111,16 @@ func (a *app) restoreUndo(ctx context.Context, name string, f restoreFlags) erro
 	if err != nil {
 		return err
 	}
+	if sources, err = a.kept(sources, f); err != nil { // before anything is stopped for it
+		return err
+	}
 	f.force = true
 	return a.restoreAll(ctx, ag, sources, f, func(s snapshot.Source, o snapshot.RestoreOptions) (*snapshot.RestoreStats, error) {
 		k := a.keeper(s, f)
 		k.swap = true
 		st, err := directory.Open(k.dir)
 		if err != nil {
-			return nil, fmt.Errorf("%w: nothing is kept for volume %s in %s: no restore changed it from here, or with another --state-dir", snapshot.ErrNoSnapshot, s.Name, s.Path)
+			return nil, err
 		}
 		lock, err := a.undoLock()
 		if err != nil {
@@ -146,4 +149,27 @@ func (a *app) restoreUndo(ctx context.Context, name string, f restoreFlags) erro
 		}
 		return stats, k.replace()
 	})
+}
+
+// kept are the volumes for which there is something to bring back. One that was
+// named must have it.
+func (a *app) kept(sources []snapshot.Source, f restoreFlags) ([]snapshot.Source, error) {
+	var out []snapshot.Source
+	for _, s := range sources {
+		_, err := os.Stat(a.keeper(s, f).dir)
+		if err == nil {
+			out = append(out, s)
+			continue
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("look for what is kept of volume %s: %w", s.Name, err)
+		}
+		if len(f.volumes) > 0 {
+			return nil, fmt.Errorf("%w: nothing is kept for volume %s in %s: no restore changed it from here, or with another --state-dir", snapshot.ErrNoSnapshot, s.Name, s.Path)
+		}
+	}
+	if len(out) == 0 && len(sources) > 0 {
+		return nil, fmt.Errorf("%w: nothing is kept for any volume: no restore changed one from here, or with another --state-dir", snapshot.ErrNoSnapshot)
+	}
+	return out, nil
 }

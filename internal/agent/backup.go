@@ -31,8 +31,11 @@ type Backup struct {
 	Targets     []string // empty for the agent's
 	// Quiesce says whether services are made to stand still and hooks and dumps are run; it takes an engine.
 	Quiesce Quiesce
-	Mode    Mode
-	Limits  Limits
+	// Pre and Post are commands that are run in services before the freeze and after the
+	// thaw, beside those of the services' labels.
+	Pre, Post []docker.ServiceHook
+	Mode      Mode
+	Limits    Limits
 	// Only, where it is not empty, are the names of the volumes to take, in the modes other than Mounted.
 	Only []string
 	// HoldBytes is how much of what changed is held in memory while services stand
@@ -314,6 +317,9 @@ const postTime = time.Minute
 func (a *Agent) stillness(ctx context.Context, b Backup, o *snapshot.BackupOptions) (*stillness, error) {
 	s := &stillness{a: a}
 	if a.Engine == nil || a.Project == "" {
+		if len(b.Pre)+len(b.Post) > 0 && b.Quiesce != QuiesceNever {
+			return nil, fmt.Errorf("%w: hooks are to be run in services, which takes a Docker engine and a Compose project; mount /var/run/docker.sock, or take the hooks out of the configuration", ErrSettings)
+		}
 		if a.Engine == nil && b.Quiesce == QuiesceAuto && o.Notice != nil && a.inContainer() {
 			o.Notice("no engine is at hand: services are not frozen while their files are read, and dumps are not made; mount /var/run/docker.sock or set DOCKER_HOST for that")
 			for _, v := range o.Volumes {
@@ -339,7 +345,7 @@ func (a *Agent) stillness(ctx context.Context, b Backup, o *snapshot.BackupOptio
 		}
 	}
 	own := a.own()
-	q := a.Engine.Quiescer(docker.QuiesceOptions{Project: a.Project, Swarm: a.swarm, Volumes: volumes, Own: own, StateDir: a.StateDir, Run: newID(), Now: a.Now})
+	q := a.Engine.Quiescer(docker.QuiesceOptions{Project: a.Project, Swarm: a.swarm, Volumes: volumes, Own: own, Pre: b.Pre, Post: b.Post, StateDir: a.StateDir, Run: newID(), Now: a.Now})
 	plan, err := q.Plan(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("plan how services stand still: %w", err)

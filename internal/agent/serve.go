@@ -26,6 +26,10 @@ type Policy struct {
 	Jitter, Timeout time.Duration
 	Backup          Backup
 	Keep            *Retention // nil: everything
+	// Drill is done when DrillSchedule says; never where that is nil. Every other
+	// time it takes a random older snapshot instead of the latest.
+	Drill         Drilling
+	DrillSchedule *schedule.Schedule
 }
 
 // Service is what an agent serves.
@@ -89,6 +93,9 @@ func (a *Agent) Recover(ctx context.Context) error {
 	if a.StateDir == "" {
 		return nil
 	}
+	if err := a.cleanScratch(); err != nil {
+		a.Log.Warn("what a drill that was killed had left cannot be removed", "error", err)
+	}
 	if a.Engine == nil {
 		left, err := docker.LeftOver(a.StateDir)
 		if err == nil && len(left) > 0 {
@@ -101,6 +108,11 @@ func (a *Agent) Recover(ctx context.Context) error {
 		errs = append(errs, err)
 	} else if n > 0 {
 		a.Log.Info("workers of an agent that is gone were removed", "workers", n)
+	}
+	if n, err := a.Engine.CleanDrills(ctx, docker.ScratchOwner{}); err != nil {
+		errs = append(errs, err)
+	} else if n > 0 {
+		a.Log.Info("what a drill that was killed had left was removed", "things", n)
 	}
 	rec, err := a.Engine.Recover(ctx, a.StateDir)
 	if len(rec.Resumed) > 0 {
@@ -277,6 +289,12 @@ func (srv *server) jobs() []schedule.Job {
 				},
 			})
 		}
+		if p.DrillSchedule != nil && !p.DrillSchedule.Never() {
+			jobs = append(jobs, schedule.Job{
+				Name: string(runs.Drill) + " " + p.Name, Lane: srv.a.Stack, Schedule: p.DrillSchedule, Jitter: p.Jitter, Timeout: p.Timeout,
+				Run: func(ctx context.Context, due schedule.Due) error { return srv.drill(ctx, p, due) },
+			})
+		}
 	}
 	return jobs
 }
@@ -309,6 +327,29 @@ func (srv *server) backup(ctx context.Context, p Policy, due schedule.Due) error
 		return noted(srv.a.Thin(ctx, *p.Keep))
 	}
 	return nil
+}
+
+// drill does a policy's drill: of the latest snapshot, and every other time of an
+// older one, because what lies there for long may rot.
+func (srv *server) drill(ctx context.Context, p Policy, due schedule.Due) error {
+	d := p.Drill
+	d.Policy, d.Trigger = p.Name, trigger(due)
+	if all, err := srv.a.History.All(); err == nil {
+		for i := range all {
+			if all[i].Kind == runs.Drill && all[i].Policy == p.Name && all[i].Outcome.Good() {
+				d.Random = !d.Random
+			}
+		}
+	}
+	if d.Mode == Host {
+		_, err := srv.a.DrillHost(ctx, d, Show{})
+		if errors.Is(err, ErrSettings) {
+			return err // before there was any run
+		}
+		return noted(err)
+	}
+	_, err := srv.a.Drill(ctx, d, Show{})
+	return noted(err)
 }
 
 // beat notes a sign of life, and looks whether anything is wrong.

@@ -99,8 +99,8 @@ const compareAtOnce = 8 << 20
 
 // again stores a large file of which the base has most: its pieces are
 // compared where they lay, several at a time, and only what differs is stored
-// anew. Where the next cut is depends on what follows the last one and on nothing
-// else, so that the result is what cutting all of it would give.
+// anew. Where the next cut is depends on where the last one is and on what follows
+// it, so that the result is what cutting all of it would give.
 func (s *stream) again(j *slotJob, f *tree.File, h *tarstream.Header, oldSize int64, refs []pack.Ref) error {
 	old := make([]oldPiece, 0, len(refs))
 	off := int64(0)
@@ -169,7 +169,7 @@ func (s *stream) recut(j *slotJob, f *tree.File, h *tarstream.Header, old []oldP
 	}
 	r := newExtentReader(f, h, s.v.read)
 	r.pos = pos
-	s.cut.reset(r)
+	s.cut.reset(r, pos)
 	for {
 		n, more, err := s.cutNext(j, h.DataSize)
 		if err != nil || !more {
@@ -213,7 +213,7 @@ func (s *stream) compare(f *tree.File, old []oldPiece) error {
 				if p.same {
 					continue
 				}
-				if cut := firstCut(raw[:p.size]); cut == p.size || cut == 0 && p.last {
+				if cut := firstCut(raw[:p.size], p.off); cut == p.size || cut == 0 && p.last {
 					p.raw = bytes.Clone(raw)
 				}
 			}

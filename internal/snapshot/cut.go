@@ -9,48 +9,68 @@ import (
 
 // Large files are cut by content, so that an insertion moves no boundary but
 // those next to it: where a rolling hash of the last 64 bytes is below a
-// limit, chunkMin from the last cut at the least and chunkMax at the most. Up
-// to chunkNormal the limit is low, from there on high, which keeps sizes near
-// it (FastCDC's normalized chunking: Xia et al., USENIX ATC 2016, who also
-// give the hash). The figures are measured: see docs/adr/0014.
+// limit, so many bytes from the last cut at the least and chunkMax at the most.
+// Up to the normal size the limit is low, from there on high, which keeps sizes
+// near it (FastCDC's normalized chunking: Xia et al., USENIX ATC 2016, who also
+// give the hash). The figures are measured: see docs/adr/0014 and 0023.
 //
 // All that is read is in the cache when it is hashed, and is copied once, by
 // the kernel, but for what was read beyond a cut.
 const (
-	chunkMin    = 128 << 10
-	chunkNormal = 256 << 10
-	chunkMax    = 2<<20 - 512 // leaves room for the padding of the last one
-	// readStep is how much is read beyond chunkMin at a time, in bytes.
+	chunkMax = 2<<20 - 512 // leaves room for the padding of the last one
+	// readStep is how much is read beyond the least size at a time, in bytes.
 	readStep = 64 << 10
-
-	// Below a limit of 2^64/n one position in n is a cut.
-	rareCut  = math.MaxUint64 / (512 << 10)
-	usualCut = math.MaxUint64 / (64 << 10)
 )
+
+// cutting says how chunks are cut. Below a limit of 2^64/n one position in n is a cut.
+type cutting struct {
+	least, normal int // bytes
+	rare, usual   uint64
+}
+
+// cuttingAt returns how a chunk is cut that begins there in a file. Smaller
+// chunks store less of a database that changed, and cost lines of the frame table, which
+// a huge file has enough of. It is the place that counts and not the file's
+// size, so that a file may grow beyond any bound without being cut anew.
+func cuttingAt(pos int64) cutting {
+	least := 64 << 10
+	switch {
+	case pos >= 32<<30:
+		least = 256 << 10
+	case pos >= 4<<30:
+		least = 128 << 10
+	}
+	n := uint64(least)
+	return cutting{least: least, normal: 2 * least, rare: math.MaxUint64 / (4 * n), usual: math.MaxUint64 / (n / 2)}
+}
 
 // chunker cuts what it reads into chunks.
 type chunker struct {
 	r     io.Reader
 	ended bool
 	ahead []byte // was read beyond the last cut
+	pos   int64  // of the last cut in the file
 }
 
-// reset begins with another reader, in the same memory.
-func (c *chunker) reset(r io.Reader) { c.r, c.ended, c.ahead = r, false, c.ahead[:0] }
+// reset begins with another reader, which stands at that place of its file, in the same memory.
+func (c *chunker) reset(r io.Reader, pos int64) {
+	c.r, c.ended, c.ahead, c.pos = r, false, c.ahead[:0], pos
+}
 
 // next reads the next chunk into buf's memory, and says whether others
 // follow. It is empty only where there was nothing at all.
 func (c *chunker) next(buf []byte) (chunk []byte, more bool, err error) {
 	chunk = append(buf[:0], c.ahead...)
 	c.ahead = c.ahead[:0]
+	k := cuttingAt(c.pos)
 	var hash uint64
-	for at := chunkMin; ; {
+	for at := k.least; ; {
 		if len(chunk) > at {
-			normal := max(at, min(chunkNormal, len(chunk)))
+			normal := max(at, min(k.normal, len(chunk)))
 			cut := 0
-			if hash, cut = findCut(hash, chunk[at:normal], rareCut); cut == 0 {
+			if hash, cut = findCut(hash, chunk[at:normal], k.rare); cut == 0 {
 				at = normal
-				hash, cut = findCut(hash, chunk[at:], usualCut)
+				hash, cut = findCut(hash, chunk[at:], k.usual)
 			}
 			if cut > 0 {
 				c.ahead = append(c.ahead, chunk[at+cut:]...)
@@ -62,11 +82,12 @@ func (c *chunker) next(buf []byte) (chunk []byte, more bool, err error) {
 		if c.ended || len(chunk) == chunkMax {
 			break
 		}
-		want := min(max(chunkMin, len(chunk)+readStep), chunkMax)
+		want := min(max(k.least, len(chunk)+readStep), chunkMax)
 		if chunk, err = c.read(chunk, want-len(chunk)); err != nil {
 			return chunk, false, err
 		}
 	}
+	c.pos += int64(len(chunk))
 	if len(c.ahead) == 0 && !c.ended {
 		if c.ahead, err = c.read(c.ahead, readStep); err != nil {
 			return chunk, false, err
@@ -75,18 +96,20 @@ func (c *chunker) next(buf []byte) (chunk []byte, more bool, err error) {
 	return chunk, len(c.ahead) > 0, nil
 }
 
-// firstCut returns where the chunk ends that p begins with; 0 if p ends before.
-func firstCut(p []byte) int {
-	if len(p) <= chunkMin {
+// firstCut returns where the chunk ends that p begins with, at that place of
+// its file; 0 if p ends before.
+func firstCut(p []byte, pos int64) int {
+	k := cuttingAt(pos)
+	if len(p) <= k.least {
 		return 0
 	}
 	p = p[:min(len(p), chunkMax)]
-	normal := min(chunkNormal, len(p))
-	hash, cut := findCut(0, p[chunkMin:normal], rareCut)
+	normal := min(k.normal, len(p))
+	hash, cut := findCut(0, p[k.least:normal], k.rare)
 	if cut > 0 {
-		return chunkMin + cut
+		return k.least + cut
 	}
-	if _, cut = findCut(hash, p[normal:], usualCut); cut > 0 {
+	if _, cut = findCut(hash, p[normal:], k.usual); cut > 0 {
 		return normal + cut
 	}
 	if len(p) == chunkMax {

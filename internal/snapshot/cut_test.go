@@ -13,7 +13,7 @@ import (
 // chunksOf cuts what r has, as a stream does: each chunk in memory of its own.
 func chunksOf(t testing.TB, c *chunker, r io.Reader) [][]byte {
 	t.Helper()
-	c.reset(r)
+	c.reset(r, 0)
 	var all [][]byte
 	for more := true; more; {
 		chunk, m, err := c.next(nil)
@@ -31,16 +31,58 @@ func chunksOf(t testing.TB, c *chunker, r io.Reader) [][]byte {
 func TestChunksAreTheContentAndWithinBounds(t *testing.T) {
 	data := noise(1, 12<<20)
 	var c chunker
-	for _, n := range []int{0, 1, chunkMin - 1, chunkMin, chunkMin + 1, chunkNormal, chunkMin + readStep, chunkMax, chunkMax + 1, len(data)} {
+	k := cuttingAt(0)
+	for _, n := range []int{0, 1, k.least - 1, k.least, k.least + 1, k.normal, k.least + readStep, chunkMax, chunkMax + 1, len(data)} {
 		all := chunksOf(t, &c, bytes.NewReader(data[:n]))
 		if !bytes.Equal(bytes.Join(all, nil), data[:n]) {
 			t.Fatalf("%d bytes: the chunks are not the content", n)
 		}
 		for i, chunk := range all {
-			if len(chunk) > chunkMax || len(chunk) <= chunkMin && i < len(all)-1 {
+			if len(chunk) > chunkMax || len(chunk) <= k.least && i < len(all)-1 {
 				t.Errorf("%d bytes: chunk %d of %d has %d bytes", n, i, len(all), len(chunk))
 			}
 		}
+	}
+}
+
+// Chunks grow with their place in the file, wherever reading began, and firstCut
+// finds the same ones.
+func TestHugeFilesHaveLargerChunks(t *testing.T) {
+	data := noise(6, 48<<20)
+	last := 0
+	for _, from := range []int64{0, 4<<30 - 24<<20, 4 << 30, 32<<30 - 24<<20, 32 << 30} {
+		c := chunker{}
+		c.reset(bytes.NewReader(data), from)
+		chunks, beyond, at := 0, 0, 0
+		for more := true; more; chunks++ {
+			pos, want := c.pos, firstCut(data[at:], from+int64(at))
+			if pos != from+int64(at) {
+				t.Fatalf("at byte %d of a reading that began at %d, the chunker is at %d", at, from, pos)
+			}
+			var chunk []byte
+			var err error
+			if chunk, more, err = c.next(nil); err != nil {
+				t.Fatal(err)
+			}
+			if more && len(chunk) != want {
+				t.Fatalf("chunk at %d has %d bytes, firstCut says %d", pos, len(chunk), want)
+			}
+			if more && len(chunk) <= cuttingAt(pos).least {
+				t.Errorf("chunk at %d has %d bytes", pos, len(chunk))
+			}
+			if at += len(chunk); at > len(data)/2 {
+				beyond++
+			}
+		}
+		t.Logf("from %d: %d bytes a chunk, in the second half %d", from, len(data)/chunks, len(data)/2/beyond)
+		if mean := len(data) / 2 / beyond; mean < last {
+			t.Errorf("from %d: chunks of %d bytes, further forward of %d", from, mean, last)
+		} else {
+			last = mean
+		}
+	}
+	if last < 3*156<<10 {
+		t.Errorf("chunks of a huge file have %d bytes", last)
 	}
 }
 
@@ -88,7 +130,7 @@ func TestAnInsertionMovesOnlyCutsNearby(t *testing.T) {
 func TestRunsOfOneByteAreCutRarely(t *testing.T) {
 	for b := range 256 {
 		run := bytes.Repeat([]byte{byte(b)}, 4<<10)
-		if _, cut := findCut(0, run, usualCut); cut > 64 {
+		if _, cut := findCut(0, run, cuttingAt(0).usual); cut > 64 {
 			t.Errorf("byte %d: every place in a run of it is a cut", b)
 		}
 	}
@@ -100,9 +142,9 @@ func TestRunsOfOneByteAreCutRarely(t *testing.T) {
 
 func TestAReadErrorWhileCuttingIsReturned(t *testing.T) {
 	broken := errors.New("broken")
-	for _, n := range []int{0, chunkMin, chunkMin + 10, 3 << 20} {
+	for _, n := range []int{0, cuttingAt(0).least, cuttingAt(0).least + 10, 3 << 20} {
 		c := chunker{}
-		c.reset(io.MultiReader(bytes.NewReader(noise(4, n)), iotest.ErrReader(broken)))
+		c.reset(io.MultiReader(bytes.NewReader(noise(4, n)), iotest.ErrReader(broken)), 0)
 		err, more := error(nil), true
 		for more && err == nil {
 			_, more, err = c.next(nil)
@@ -119,7 +161,7 @@ func BenchmarkCut(b *testing.B) {
 	buf := make([]byte, 0, chunkMax)
 	b.SetBytes(int64(len(data)))
 	for b.Loop() {
-		c.reset(bytes.NewReader(data))
+		c.reset(bytes.NewReader(data), 0)
 		for more := true; more; {
 			var err error
 			if buf, more, err = c.next(buf); err != nil {

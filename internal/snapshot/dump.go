@@ -71,6 +71,12 @@ func (j *volumeJob) dump(ctx context.Context, d *Dump) error {
 func (p *pass) dump(d *Dump, now tarstream.Time) error {
 	h := tarstream.Header{Path: d.Path, Type: tarstream.File, Mode: 0o600, Mtime: now}
 	slot := p.stream.open()
+	if p.base != nil && len(p.base.slots) > 0 { // it has one: the last dump
+		if err := p.stream.window.open(p.stream.ctx, p.base, p.base.slots[0].slot); err != nil {
+			slot.release()
+			return err
+		}
+	}
 	err := p.stream.dump(slot, d, &h, p.v.read)
 	if err == nil {
 		err = p.stream.headed(slot, &h)

@@ -48,6 +48,9 @@ func (v *volumeReader) files(ctx context.Context, want func(e *index.Entry) bool
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	w := &fileReader{v: v, ctx: ctx, open: open, jobs: make(chan job, maxQueued/jobWeight), room: semaphore.NewWeighted(maxQueued)}
+	if v.spans != nil {
+		w.stored = semaphore.NewWeighted(maxStage)
+	}
 	var failed error
 	var once sync.Once
 	var workers sync.WaitGroup
@@ -58,6 +61,9 @@ func (v *volumeReader) files(ctx context.Context, want func(e *index.Entry) bool
 					once.Do(func() { failed = err; cancel() })
 				}
 				w.room.Release(j.weight)
+				if w.stored != nil {
+					w.stored.Release(j.stored)
+				}
 			}
 		})
 	}
@@ -77,19 +83,22 @@ type fileReader struct {
 	ctx  context.Context //nolint:containedctx // lives as long as the one call that made it
 	open openSink
 
-	jobs chan job            // for the workers
-	room *semaphore.Weighted // for what waits in jobs
+	jobs   chan job            // for the workers
+	room   *semaphore.Weighted // for what waits in jobs
+	stored *semaphore.Weighted // and its bytes, where these come in spans
 
 	pieces []piece // asked for and not begun
 	larges int     // large files, open, that some of them are of
 
-	heads heads // of large files that are not open yet
+	heads  heads // of large files that are not open yet
+	passed stage
 }
 
 // job is a read and what is done with it.
 type job struct {
 	do     func() error
 	weight int64
+	stored int64
 }
 
 const (
@@ -101,12 +110,15 @@ const (
 )
 
 // queue hands a job to the workers; false where the run was given up.
-func (w *fileReader) queue(entries int, do func() error) bool {
-	weight := min(int64(entries)+jobWeight, maxQueued)
-	if w.room.Acquire(w.ctx, weight) != nil {
+func (w *fileReader) queue(entries int, stored int64, do func() error) bool {
+	j := job{do: do, weight: min(int64(entries)+jobWeight, maxQueued), stored: min(stored, maxStage)}
+	if w.stored != nil && w.stored.Acquire(w.ctx, j.stored) != nil {
 		return false
 	}
-	w.jobs <- job{do, weight}
+	if w.room.Acquire(w.ctx, j.weight) != nil {
+		return false
+	}
+	w.jobs <- j
 	return true
 }
 
@@ -200,6 +212,9 @@ func (w *fileReader) slots(entries []index.Entry) error {
 			if ok, err = w.large(&members[0], cur); err != nil {
 				return err
 			}
+			if err = w.stage(); err != nil {
+				return err
+			}
 			continue
 		}
 		var refs []pack.Ref
@@ -211,6 +226,7 @@ func (w *fileReader) slots(entries []index.Entry) error {
 				return fmt.Errorf("%w: group in slot %d has too many frames", ErrDamaged, slot)
 			}
 			refs = append(refs, cur.Frame.Ref)
+			w.pass(cur.Frame.Ref)
 			ok, err = cur.Next()
 		}
 		if err != nil {
@@ -221,13 +237,20 @@ func (w *fileReader) slots(entries []index.Entry) error {
 		} else {
 			w.wide(refs, members)
 		}
+		if err = w.stage(); err != nil {
+			return err
+		}
 	}
 	return w.ask()
 }
 
 // wide reads a group of several frames: one with more attributes than a frame holds.
 func (w *fileReader) wide(refs []pack.Ref, members []index.Entry) {
-	w.queue(len(members), func() error {
+	stored := int64(0)
+	for _, ref := range refs {
+		stored += int64(ref.Len)
+	}
+	w.queue(len(members), stored, func() error {
 		var group []byte
 		for _, run := range runs(refs) {
 			err := w.v.fetch(w.ctx, run, func(_ int, raw []byte) error {

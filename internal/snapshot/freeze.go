@@ -48,6 +48,15 @@ type frozen struct {
 	hold    hold
 	took    time.Duration
 	thaw    error
+	end     func() // of the context that the last pass runs under; nil where it has no limit
+}
+
+// close releases what the last pass needed to its end.
+func (f *frozen) close() {
+	if f.end != nil {
+		f.end()
+	}
+	f.hold.spill.close()
 }
 
 // also adds to an error what is wrong with the services.
@@ -75,28 +84,44 @@ const defaultHold = 48 << 20
 
 // hold says what is put off until the services run again.
 type hold struct {
-	mu   sync.Mutex
-	on   bool
-	left int64
+	mu    sync.Mutex
+	on    bool
+	left  int64
+	spill *spill // nil where there is none
 }
 
-// keep says whether n bytes may be kept for later.
+// keep says whether n bytes may be kept in memory for later.
 func (h *hold) keep(n int) bool {
 	if h == nil {
 		return false
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.left -= int64(n); h.left < 0 {
-		h.on = false
+	if !h.on || h.left < int64(n) {
+		return false
 	}
-	return h.on
+	h.left -= int64(n)
+	return true
 }
 
-// begin puts off from now on, up to that many bytes.
-func (h *hold) begin(most int64) {
+// lodge says where in the spill n bytes may be kept for later.
+func (h *hold) lodge(n int) (off int64, ok bool) {
+	if h == nil {
+		return 0, false
+	}
 	h.mu.Lock()
-	h.on, h.left = true, most
+	defer h.mu.Unlock()
+	if !h.on {
+		return 0, false
+	}
+	return h.spill.reserve(n)
+}
+
+// begin puts off from now on, up to that many bytes in memory, and then as many
+// as a directory has room for.
+func (h *hold) begin(most int64, dir string) {
+	h.mu.Lock()
+	h.on, h.left, h.spill = true, most, openSpill(dir)
 	h.mu.Unlock()
 }
 
@@ -121,6 +146,9 @@ func (b *backupRun) takeAll(ctx context.Context, sources []*tree.Source) error {
 	defer func() {
 		for _, j := range jobs {
 			j.end()
+		}
+		if b.frozen != nil {
+			b.frozen.close()
 		}
 	}()
 	if b.frozen == nil {
@@ -236,17 +264,20 @@ func (b *backupRun) readFrozen(ctx context.Context, jobs []*volumeJob) (*volumeJ
 		return nil, fmt.Errorf("%w: %w", ErrFreeze, err)
 	}
 	if b.o.FreezeLimit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, b.o.FreezeLimit, errFrozenLong)
-		defer cancel()
-		stop := context.AfterFunc(ctx, func() {
+		// What is read now is dealt with after the thaw and under this context: it
+		// does not end here, only its limit does.
+		var cancel context.CancelCauseFunc
+		ctx, cancel = context.WithCancelCause(ctx)
+		f.end = func() { cancel(nil) }
+		limit := time.AfterFunc(b.o.FreezeLimit, func() {
+			cancel(errFrozenLong)
 			for _, j := range jobs {
 				j.cancel() // an upload that hangs
 			}
 		})
-		defer stop()
+		defer limit.Stop()
 	}
-	f.hold.begin(cmp.Or(b.o.HoldBytes, defaultHold))
+	f.hold.begin(cmp.Or(b.o.HoldBytes, defaultHold), b.r.cache.dir)
 	for _, j := range jobs {
 		j.perform()
 		err := j.gather(ctx)

@@ -47,6 +47,7 @@ func (w *fileReader) large(e *index.Entry, cur *index.FrameCursor) (more bool, e
 	h := &head{entry: *e}
 	for more = true; err == nil && more && cur.Frame.Slot == e.Slot && len(h.frames) < maxPieces; more, err = cur.Next() {
 		h.frames = append(h.frames, cur.Frame.Ref)
+		w.pass(cur.Frame.Ref)
 	}
 	if err != nil {
 		return false, err
@@ -86,7 +87,7 @@ func (w *fileReader) ask() error {
 	go func() { // settle or abandon waits for it; a limited group makes whoever adds to it wait
 		var g errgroup.Group
 		g.SetLimit(headReaders)
-		for _, part := range near(pieces) {
+		for _, part := range w.v.spans.cut(pieces) {
 			g.Go(func() error { return w.together(part) })
 		}
 		waiting <- g.Wait()

@@ -38,10 +38,27 @@ func (r *Repository) List(ctx context.Context, stack string) ([]Listed, error) {
 
 // ListAll is List with the forgotten ones that are still there.
 func (r *Repository) ListAll(ctx context.Context, stack string) ([]Listed, error) {
-	found, err := r.find(ctx, stack)
-	if err != nil {
+	if stack == "" {
+		found, err := r.find(ctx, stack)
+		if err != nil {
+			return nil, err
+		}
+		return r.readAll(ctx, found)
+	}
+	if err := CheckName("stack", stack); err != nil {
 		return nil, err
 	}
+	records := ahead(func() ([]string, error) { return r.records(ctx, stack) }) // while the manifests are listed
+	found, err := r.findWith(ctx, stack, records)
+	if err != nil {
+		_, _ = records() // err is the cause
+		return nil, err
+	}
+	return r.readAll(ctx, found)
+}
+
+// readAll reads the manifests that were found.
+func (r *Repository) readAll(ctx context.Context, found []found) ([]Listed, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(manifestReaders)
 	for i := range found {
@@ -70,6 +87,37 @@ type found struct {
 
 // find lists manifests without reading them, forgotten ones too, in the order of List.
 func (r *Repository) find(ctx context.Context, stack string) ([]found, error) {
+	return r.findWith(ctx, stack, func() ([]string, error) { return r.records(ctx, stack) })
+}
+
+// records lists what is forgotten of a stack.
+func (r *Repository) records(ctx context.Context, stack string) (keys []string, err error) {
+	for info, err := range r.store.List(ctx, forgottenPrefix(stack)) {
+		if err != nil {
+			return nil, fmt.Errorf("list what is forgotten in %s: %w", r.Location(), err)
+		}
+		keys = append(keys, info.Key)
+	}
+	return keys, nil
+}
+
+// ahead begins a call at once; what it returns waits for it.
+func ahead(call func() ([]string, error)) func() ([]string, error) {
+	var keys []string
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		keys, err = call()
+	}()
+	return func() ([]string, error) {
+		<-done
+		return keys, err
+	}
+}
+
+// findWith is find with what is forgotten of the stack.
+func (r *Repository) findWith(ctx context.Context, stack string, forgotten func() ([]string, error)) ([]found, error) {
 	prefix := "stacks/"
 	if stack != "" {
 		if err := CheckName("stack", stack); err != nil {
@@ -90,12 +138,11 @@ func (r *Repository) find(ctx context.Context, stack string) ([]found, error) {
 		}
 	}
 	if stack != "" {
-		for info, err := range r.store.List(ctx, forgottenPrefix(stack)) {
-			if err != nil {
-				return nil, fmt.Errorf("list what is forgotten in %s: %w", r.Location(), err)
-			}
-			records = append(records, info.Key)
+		more, err := forgotten()
+		if err != nil {
+			return nil, err
 		}
+		records = append(records, more...)
 	}
 	slices.SortFunc(list, func(a, b found) int {
 		return cmp.Or(cmp.Compare(a.Stack, b.Stack), cmp.Compare(a.Sequence, b.Sequence), cmp.Compare(a.ID, b.ID))
@@ -155,6 +202,11 @@ func (r *Repository) checkManifest(data []byte, l Listed) (*Manifest, error) {
 // comes from that installation), an id or the beginning of one, or a tag (the
 // latest that bears it). An empty stack searches all, but for latest there must then be one only.
 func (r *Repository) Find(ctx context.Context, stack, name string) (*Manifest, error) {
+	there := &presence{}
+	if name == "" || name == "latest" || strings.HasPrefix(name, originPrefix) {
+		there = r.look(ctx, stack)
+		defer there.end()
+	}
 	all, err := r.ListAll(ctx, stack)
 	if err != nil {
 		return nil, err
@@ -167,10 +219,10 @@ func (r *Repository) Find(ctx context.Context, stack, name string) (*Manifest, e
 		return nil, fmt.Errorf("%w: there is none in %s yet; `backupd backup` takes one", ErrNoSnapshot, r.Location())
 	}
 	if name == "" || name == "latest" {
-		return r.leading(ctx, stack, list, all)
+		return r.leading(ctx, stack, list, all, there)
 	}
 	if origin, ok := strings.CutPrefix(name, originPrefix); ok {
-		m, err := r.latest(ctx, list, func(m *Manifest) bool { return m.Origin == origin }, name)
+		m, err := r.latest(ctx, list, func(m *Manifest) bool { return m.Origin == origin }, name, there)
 		if errors.Is(err, ErrNoSnapshot) {
 			return nil, fmt.Errorf("%w: none of origin %q in %s; %s", ErrNoSnapshot, origin, r.Location(), origins(list))
 		}
@@ -193,7 +245,7 @@ func (r *Repository) Find(ctx context.Context, stack, name string) (*Manifest, e
 		}
 		return nil, fmt.Errorf("%w: %q is the beginning of %d snapshots: %s; give more of the id", ErrAmbiguous, name, len(hits), strings.Join(ids, ", "))
 	}
-	m, err := r.latest(ctx, list, func(m *Manifest) bool { return slices.Contains(m.Tags, name) }, name)
+	m, err := r.latest(ctx, list, func(m *Manifest) bool { return slices.Contains(m.Tags, name) }, name, there)
 	if errors.Is(err, ErrNoSnapshot) {
 		return nil, fmt.Errorf("%w: no id begins with %q and no tag is %q in %s; `backupd snapshots` lists what there is", ErrNoSnapshot, name, name, r.Location())
 	}
@@ -224,14 +276,14 @@ func origins(list []Listed) string {
 
 // leading returns the newest complete snapshot of the list that leads its stack; all
 // has the forgotten ones, too.
-func (r *Repository) leading(ctx context.Context, stack string, list, all []Listed) (*Manifest, error) {
+func (r *Repository) leading(ctx context.Context, stack string, list, all []Listed, there *presence) (*Manifest, error) {
 	clones := 0
 	m, err := r.latest(ctx, list, func(m *Manifest) bool {
 		if !m.Leads() {
 			clones++
 		}
 		return m.Leads()
-	}, "latest")
+	}, "latest", there)
 	if errors.Is(err, ErrNoSnapshot) && clones > 0 {
 		return nil, fmt.Errorf("%w: those of stack %s in %s are all of clones, which were seeded from it themselves, and none leads; name one by its id, by a tag, or by where it comes from: %s", ErrNoSnapshot, cmp.Or(stack, list[0].Stack), r.Location(), origins(list))
 	}
@@ -291,7 +343,7 @@ func (r *Repository) notSetBack(ctx context.Context, m *Manifest, all []Listed) 
 }
 
 // latest returns the last complete snapshot of the list that fits.
-func (r *Repository) latest(ctx context.Context, list []Listed, fits func(*Manifest) bool, name string) (*Manifest, error) {
+func (r *Repository) latest(ctx context.Context, list []Listed, fits func(*Manifest) bool, name string, there *presence) (*Manifest, error) {
 	var last *Manifest
 	var newer *Listed // the newest that cannot be used
 	var bad error
@@ -317,9 +369,12 @@ func (r *Repository) latest(ctx context.Context, list []Listed, fits func(*Manif
 			}
 			continue
 		}
-		missing, err := r.missing(ctx, l.Manifest)
-		if err != nil {
-			return nil, err
+		var missing []string
+		if !there.all(l.Manifest) {
+			var err error
+			if missing, err = r.missing(ctx, l.Manifest); err != nil {
+				return nil, err
+			}
 		}
 		if len(missing) > 0 {
 			spoilt(l, fmt.Errorf("%w: snapshot %.8s is incomplete: %s is missing or cut", ErrDamaged, l.ID, missing[0]))

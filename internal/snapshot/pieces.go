@@ -43,12 +43,13 @@ func (w *fileReader) read(p piece) {
 
 // flush reads what was asked for, in the order in which it lies.
 func (w *fileReader) flush() {
-	for _, part := range near(w.pieces) {
-		entries := 0
+	for _, part := range w.v.spans.cut(w.pieces) {
+		entries, stored := 0, int64(0)
 		for _, p := range part {
 			entries += p.entries
+			stored += int64(p.ref.Len)
 		}
-		if !w.queue(entries, func() error { return w.together(part) }) {
+		if !w.queue(entries, stored, func() error { return w.together(part) }) {
 			for i := range part {
 				_ = part[i].abandon() // what ended the run is known
 			}

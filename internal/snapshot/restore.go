@@ -82,8 +82,9 @@ type restore struct {
 	o       RestoreOptions
 	dest    *tree.Dest
 	include patterns
-	plan    *plan // nil: the volume is empty, everything is to be written
-	resumed bool  // an earlier restore into the fresh volume did not end
+	plan    *plan     // nil: the volume is empty, everything is to be written
+	resumed bool      // an earlier restore into the fresh volume did not end
+	exact   *Compared // of Compare, which restores nothing
 	mu      sync.Mutex
 	stats   RestoreStats
 	root    *tarstream.Header // of the volume's root; read before the mark goes
@@ -142,6 +143,14 @@ func (m *Manifest) volumeNames() []string {
 // run does the steps in their order. From the mark's writing to its removal
 // the volume passes for no data, whatever happens.
 func (r *restore) run(ctx context.Context) error {
+	whole, err := r.whole()
+	if err != nil {
+		return err
+	}
+	if whole {
+		r.v.spans = newSpans(r.v)
+		defer r.v.spans.ahead(ctx)()
+	}
 	if err := r.v.pg.fetchAll(ctx); err != nil {
 		return err
 	}
@@ -159,7 +168,14 @@ func (r *restore) run(ctx context.Context) error {
 	if err := r.dest.WriteMark(append(text, '\n')); err != nil {
 		return err
 	}
-	defer r.v.beginTars(ctx)()
+	if whole {
+		err = r.v.spans.count(ctx)
+	} else {
+		defer r.v.beginTars(ctx)()
+	}
+	if err != nil {
+		return err
+	}
 	steps := []func(context.Context) error{r.discard, r.removeOthers, r.findStandIns, r.makeDirs, r.writeFiles, r.writeSpecials, r.writeLinks, r.finishDirs}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -175,6 +191,25 @@ func (r *restore) run(ctx context.Context) error {
 	return r.finishRoot() // the mark's removal touched it
 }
 
+// whole says whether nothing of the snapshot is there yet, and all of it is wanted.
+func (r *restore) whole() (bool, error) {
+	names, err := r.there()
+	return len(names) == 0 && len(r.o.Include) == 0, err
+}
+
+// there are the names in the volume's root that count as data.
+func (r *restore) there() ([]string, error) {
+	names, err := r.dest.ReadDirNames(index.Root)
+	if err != nil {
+		return nil, err
+	}
+	names = slices.DeleteFunc(names, func(n string) bool { return n == "lost+found" || n == tree.IncompleteMark })
+	if r.o.Fresh != nil {
+		names = r.o.Fresh.others(names)
+	}
+	return names, nil
+}
+
 // explain adds what to do to the errors that a user can do something about.
 func (r *restore) explain(err error) error {
 	var owner *tree.OwnerError
@@ -187,15 +222,11 @@ func (r *restore) explain(err error) error {
 // prepare says whether the volume is empty; where it is not, it plans the
 // changes and has the present state kept.
 func (r *restore) prepare(ctx context.Context) (fresh bool, err error) {
-	names, err := r.dest.ReadDirNames(index.Root)
+	names, err := r.there()
 	if err != nil {
 		return false, err
 	}
 	marked := r.dest.HasMark()
-	names = slices.DeleteFunc(names, func(n string) bool { return n == "lost+found" || n == tree.IncompleteMark })
-	if r.o.Fresh != nil {
-		names = r.o.Fresh.others(names)
-	}
 	if len(names) == 0 {
 		return true, nil
 	}
@@ -400,10 +431,17 @@ func (r *restore) makeDirs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var page *index.Page
 	for {
-		e, _, err := m.next()
+		e, it, err := m.next()
 		if err != nil || e == nil {
 			return err
+		}
+		if r.v.spans != nil && it.Page != page {
+			page = it.Page
+			for _, ref := range page.Tar {
+				r.v.spans.keepTar(ref)
+			}
 		}
 		if e.Path == index.Root || !r.included(e.Path, e.Kind == index.Dir) {
 			continue

@@ -18,6 +18,7 @@ type volumeReader struct {
 	pg    *pages
 	sizes map[pack.Name]uint32 // of the data packs that the manifest names
 	tars  tars
+	spans *spans // nil: what is wanted of a pack is not most of it
 }
 
 func (r *Repository) reader(m *Manifest, vol *Volume) *volumeReader {
@@ -55,11 +56,21 @@ func (v *volumeReader) fetch(ctx context.Context, refs []pack.Ref, use func(i in
 
 // fetchStored is fetch without the decoding; use must not keep data either.
 func (v *volumeReader) fetchStored(ctx context.Context, refs []pack.Ref, use func(i int, data []byte) error) error {
-	first, end := refs[0], int64(0)
 	for _, ref := range refs {
 		if err := v.inPack(ref); err != nil {
 			return err
 		}
+	}
+	if v.spans != nil {
+		return v.spans.fetch(ctx, refs, use)
+	}
+	return v.fetchAlone(ctx, refs, use)
+}
+
+// fetchAlone reads what lies between the first frame and the last.
+func (v *volumeReader) fetchAlone(ctx context.Context, refs []pack.Ref, use func(i int, data []byte) error) error {
+	first, end := refs[0], int64(0)
+	for _, ref := range refs {
 		end = max(end, int64(ref.Off)+int64(ref.Len))
 	}
 	key := packKey(v.stack, v.vol.Name, first.Pack)

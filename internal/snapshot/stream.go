@@ -55,7 +55,9 @@ type stream struct {
 	last   uint64  // hash of the tail's last line
 	header []byte  // scratch
 	cut    chunker // of large files; its memory serves one after the other
-	held   []func() error
+	window frameWindow
+	held   []func() error // put off, in memory
+	lodged []func() error // put off, on disk
 }
 
 // slotJob is a slot on its way.
@@ -84,6 +86,7 @@ func (v *volumeRun) newStream(ctx context.Context, first uint64, tail *index.Lea
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(v.encoders)
 	s := &stream{v: v, g: g, cancel: cancel, ctx: ctx, tail: tail, next: first, used: u, bufs: make(chan *[]byte, 2*v.encoders+2)}
+	s.window.frames = v.frames
 	for range cap(s.bufs) {
 		s.bufs <- new([]byte)
 	}
@@ -104,7 +107,7 @@ func (s *stream) buffer() (*[]byte, error) {
 func (s *stream) giveBack(b *[]byte) { s.bufs <- b }
 
 // encode has an encoder do its work on raw, a buffer, and gives that back. While
-// the services are frozen it only keeps a copy, as long as there is memory for it.
+// the services are frozen it only keeps a copy, as long as there is room for it.
 func (s *stream) encode(raw *[]byte, work func(raw []byte) error) {
 	if s.v.hold.keep(len(*raw)) {
 		kept := slices.Clone(*raw)
@@ -112,7 +115,7 @@ func (s *stream) encode(raw *[]byte, work func(raw []byte) error) {
 		s.held = append(s.held, func() error { return work(kept) })
 		return
 	}
-	s.unhold()
+	work = s.lodge(len(*raw), work)
 	s.g.Go(func() error {
 		defer s.giveBack(raw)
 		return work(*raw)
@@ -125,11 +128,46 @@ func (s *stream) own(raw []byte, work func(raw []byte) error) {
 		s.held = append(s.held, func() error { return work(raw) })
 		return
 	}
-	s.unhold()
+	work = s.lodge(len(raw), work)
 	s.g.Go(func() error { return work(raw) })
 }
 
-// unhold does what was put off.
+// lodge returns what is to be done now with n bytes for which memory has no
+// room: writing them down for later, or their work, where nothing is frozen or
+// there is no room on disk either.
+func (s *stream) lodge(n int, work func(raw []byte) error) (now func(raw []byte) error) {
+	off, ok := s.v.hold.lodge(n)
+	if !ok {
+		s.unhold()
+		return work
+	}
+	disk, written := s.v.hold.spill, make(chan bool, 1)
+	s.lodged = append(s.lodged, func() error {
+		if !<-written {
+			return nil
+		}
+		buf, err := s.buffer()
+		if err != nil {
+			return err
+		}
+		defer s.giveBack(buf)
+		*buf = slices.Grow(*buf, n)[:n]
+		if err := disk.read(*buf, off); err != nil {
+			return err
+		}
+		return work(*buf)
+	})
+	return func(raw []byte) error {
+		if disk.write(raw, off) {
+			written <- true
+			return nil
+		}
+		written <- false
+		return work(raw)
+	}
+}
+
+// unhold does what was put off in memory.
 func (s *stream) unhold() {
 	for i, work := range s.held {
 		s.held[i] = nil
@@ -262,7 +300,7 @@ func (s *stream) headed(j *slotJob, h *tarstream.Header) error {
 	s.encode(buf, func(raw []byte) error {
 		defer j.release()
 		var err error
-		j.header, err = s.v.frames.storeAll(raw)
+		j.header, err = inFrames(raw, s.v.frames.storeApart)
 		return err
 	})
 	return nil
@@ -270,9 +308,12 @@ func (s *stream) headed(j *slotJob, h *tarstream.Header) error {
 
 // chunks cuts content into frames. The padding belongs to the last.
 func (s *stream) chunks(j *slotJob, r io.Reader, h *tarstream.Header) error {
-	s.cut.reset(r)
+	s.cut.reset(r, 0)
 	for more := true; more; {
-		var err error
+		err := s.window.move(s.cut.pos)
+		if err != nil {
+			return err
+		}
 		if _, more, err = s.cutNext(j, h.DataSize); err != nil {
 			return err
 		}
@@ -310,7 +351,7 @@ func (s *stream) piece(j *slotJob) func(raw []byte) error {
 	j.pending.Add(1)
 	return func(raw []byte) error {
 		defer j.release()
-		ref, err := s.v.frames.store(raw)
+		ref, err := s.v.frames.storeApart(raw)
 		if err == nil && s.v.printer != nil {
 			s.v.frames.note(ref.ID, s.v.printer.print(raw))
 		}
@@ -368,6 +409,11 @@ func (s *stream) drain(all bool) error {
 func (s *stream) close() error {
 	s.closeGroup()
 	s.unhold()
+	for i, work := range s.lodged {
+		s.lodged[i] = nil
+		s.g.Go(work)
+	}
+	s.lodged = nil
 	derr := s.drain(true)
 	if err := s.g.Wait(); err != nil {
 		return err

@@ -124,7 +124,7 @@ func (v *volumeReader) fetchTars(ctx context.Context, refs []pack.Ref, next []in
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(tarReaders)
-	for _, part := range near(pieces) {
+	for _, part := range v.spans.cut(pieces) {
 		g.Go(func() error {
 			refs := make([]pack.Ref, len(part))
 			for i := range part {

@@ -407,11 +407,18 @@ func (p *pass) file(it *item, e *index.Entry) error {
 }
 
 // expected returns the frames that a large file's content is expected in.
+// Where they cannot be told, what the base has of the file comes into sight.
 func (p *pass) expected(it *item) ([]pack.Ref, error) {
-	if !p.v.recheck || p.base == nil {
+	if p.base == nil || it.base == nil || it.base.Kind != index.File {
+		p.stream.window.leave()
 		return nil, nil
 	}
-	return p.base.content(p.stream.ctx, it.base)
+	if p.v.recheck {
+		if old, err := p.base.content(p.stream.ctx, it.base); old != nil || err != nil {
+			return old, err
+		}
+	}
+	return nil, p.stream.window.open(p.stream.ctx, p.base, it.base.Slot)
 }
 
 // small stores a small file, unless the base has it and only its stat was in doubt.

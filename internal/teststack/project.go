@@ -60,15 +60,27 @@ func (p *Project) Write(name, content string) {
 
 // Try runs docker compose; its error holds what went to stderr.
 func (p *Project) Try(args ...string) (stdout string, err error) {
-	return p.try(p.t.Context(), args...)
+	stdout, _, err = p.try(p.t.Context(), args...)
+	return stdout, err
 }
 
-func (p *Project) try(ctx context.Context, args ...string) (string, error) {
+func (p *Project) try(ctx context.Context, args ...string) (stdout, stderr string, err error) {
 	var env []string
 	for _, name := range slices.Sorted(maps.Keys(p.Env)) {
 		env = append(env, name+"="+p.Env[name])
 	}
 	return try(ctx, p.Dir, env, append([]string{"compose", "--progress", "plain", "-p", p.Name}, args...))
+}
+
+// Output runs docker compose, which must succeed, and returns all that a person
+// would have read: warnings too.
+func (p *Project) Output(args ...string) string {
+	p.t.Helper()
+	stdout, stderr, err := p.try(p.t.Context(), args...)
+	if err != nil {
+		p.t.Fatalf("docker compose %s: %v\n%s\n--- logs\n%s", strings.Join(args, " "), err, stdout, p.Logs())
+	}
+	return stdout + stderr
 }
 
 // Compose runs docker compose, which must succeed, and returns what it printed.
@@ -99,7 +111,7 @@ func (p *Project) Exec(service string, args ...string) string {
 func (p *Project) Logs(services ...string) string {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.t.Context()), time.Minute)
 	defer cancel()
-	out, err := p.try(ctx, append([]string{"logs", "--no-color"}, services...)...)
+	out, _, err := p.try(ctx, append([]string{"logs", "--no-color"}, services...)...)
 	if err != nil {
 		return fmt.Sprintf("docker compose logs: %v", err)
 	}

@@ -1,13 +1,18 @@
 package teststack
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -32,6 +37,58 @@ func ReadOnly(method, _ string) bool { return method == http.MethodGet || method
 // asked about, is without the API's version: /containers/json.
 func NewSocketProxy(t testing.TB, allow func(method, path string) bool) *SocketProxy {
 	t.Helper()
+	return newSocketProxy(t, allow, nil)
+}
+
+// NewSocketProxyOf is one that allows everything and hides the containers and
+// volumes of all Compose projects but these: a machine of its own for who takes
+// care of a whole machine.
+func NewSocketProxyOf(t testing.TB, projects ...string) *SocketProxy {
+	t.Helper()
+	ours := func(item map[string]any) bool {
+		labels, _ := item["Labels"].(map[string]any)
+		project, _ := labels["com.docker.compose.project"].(string)
+		return slices.Contains(projects, project)
+	}
+	return newSocketProxy(t, func(string, string) bool { return true }, func(r *http.Response) error {
+		switch unversioned(r.Request.URL.Path) {
+		case "/containers/json":
+			return rewrite(r, func(list *[]map[string]any) {
+				*list = slices.DeleteFunc(*list, func(c map[string]any) bool { return !ours(c) })
+			})
+		case "/volumes":
+			return rewrite(r, func(list *struct{ Volumes, Warnings any }) {
+				all, _ := list.Volumes.([]any)
+				list.Volumes = slices.DeleteFunc(all, func(v any) bool {
+					item, _ := v.(map[string]any)
+					return !ours(item)
+				})
+			})
+		}
+		return nil
+	})
+}
+
+// rewrite changes the JSON of an answer.
+func rewrite[T any](r *http.Response, change func(*T)) error {
+	var body T
+	err := json.NewDecoder(r.Body).Decode(&body)
+	r.Body.Close()
+	if err != nil {
+		return err
+	}
+	change(&body)
+	text, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(text)), int64(len(text)), nil
+	r.Header.Set("Content-Length", strconv.Itoa(len(text)))
+	return nil
+}
+
+func newSocketProxy(t testing.TB, allow func(method, path string) bool, modify func(*http.Response) error) *SocketProxy {
+	t.Helper()
 	Engine(t)
 	socket := "/var/run/docker.sock"
 	if host := os.Getenv("DOCKER_HOST"); host != "" {
@@ -47,9 +104,10 @@ func NewSocketProxy(t testing.TB, allow func(method, path string) bool) *SocketP
 	t.Cleanup(engine.CloseIdleConnections)
 	forward := &httputil.ReverseProxy{
 		// The reverse proxy hands hijacked connections (attach, exec) through.
-		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: "docker"}) },
-		Transport:     engine,
-		FlushInterval: -1,
+		Rewrite:        func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: "docker"}) },
+		Transport:      engine,
+		FlushInterval:  -1,
+		ModifyResponse: modify,
 	}
 	p := &SocketProxy{}
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

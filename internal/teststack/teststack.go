@@ -56,13 +56,14 @@ func Docker(t testing.TB, args ...string) string {
 // Try runs a docker command in a directory; its error holds what it printed to
 // stderr. It is stopped when the test has ended.
 func Try(t testing.TB, dir string, args ...string) (stdout string, err error) {
-	return try(t.Context(), dir, nil, args)
+	stdout, _, err = try(t.Context(), dir, nil, args)
+	return stdout, err
 }
 
-func try(ctx context.Context, dir string, env, args []string) (string, error) {
+func try(ctx context.Context, dir string, env, args []string) (stdout, stderr string, err error) {
 	root, err := Root()
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	cmd := exec.CommandContext(ctx, "docker", args...)
 	cmd.Dir = dir
@@ -70,12 +71,12 @@ func try(ctx context.Context, dir string, env, args []string) (string, error) {
 	// A plugin runs in a process of its own, which an interrupt reaches through docker.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 20 * time.Second
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("%w: %s", err, bytes.TrimSpace(stderr.Bytes()))
+		return out.String(), said.String(), fmt.Errorf("%w: %s", err, bytes.TrimSpace(said.Bytes()))
 	}
-	return stdout.String(), nil
+	return out.String(), said.String(), nil
 }
 
 // dockerConfig is where test/compose puts the plugin.

@@ -160,6 +160,57 @@ func TestPacksAreParsedAsTheyWereWritten(t *testing.T) {
 	}
 }
 
+// What is kept apart shares no pack with the rest, though one buffer less is
+// free, and no number is given twice.
+func TestFramesThatAreKeptApartHavePacksOfTheirOwn(t *testing.T) {
+	for _, inFlight := range []int{1, 2} {
+		var o objects
+		w := NewWriter(context.Background(), testRun, inFlight, o.put)
+		w.Size = 64 << 10
+		enc := NewEncoder(Fast)
+		of := map[Name]bool{} // whether it is of those apart
+		refs := map[Name][]Ref{}
+		for i := range 400 {
+			raw := random(1 + i*7%9000)
+			apart := i%3 == 0
+			add := w.Add
+			if apart {
+				add = w.AddApart
+			}
+			ref, err := add(Sum(raw), len(raw), enc.Encode(nil, raw))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if was, there := of[ref.Pack]; there && was != apart {
+				t.Fatalf("pack %s has frames of both kinds", ref.Pack)
+			}
+			of[ref.Pack] = apart
+			refs[ref.Pack] = append(refs[ref.Pack], ref)
+			if i == 200 {
+				if err := w.Rest(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		sizes, err := w.Flush()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(sizes) != len(refs) || len(o.m) != len(refs) {
+			t.Errorf("%d packs, %d of them put, %d told", len(refs), len(o.m), len(sizes))
+		}
+		for name, want := range refs {
+			data := o.m[name]
+			if got, err := Parse(name, data); err != nil || !slices.Equal(got, want) || sizes[name.N] != uint32(len(data)) {
+				t.Errorf("pack %s of %d bytes, told %d: %d frames instead of %d, %v", name, len(data), sizes[name.N], len(got), len(want), err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestManyTinyFramesFitThePack(t *testing.T) {
 	var o objects
 	w := NewWriter(context.Background(), testRun, 2, o.put)

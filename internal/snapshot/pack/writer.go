@@ -54,16 +54,22 @@ type Writer struct {
 	late atomic.Bool // the last full pack had to wait until another was put
 
 	mu     sync.Mutex
-	buf    []byte
-	table  []TableEntry
-	sizes  []uint32
+	open   [2]growing // of frames that last, and of those that are kept apart
+	sizes  []uint32   // 0 for a pack that grows
 	stored int64
 	held   int64 // memory of buffers, as far as they grew here
 }
 
+// growing is a pack that is not full yet.
+type growing struct {
+	number uint32
+	buf    []byte // nil before the first frame
+	table  []TableEntry
+}
+
 // NewWriter returns a Writer whose packs are named after run. At most
-// inFlight packs are being put at a time, beside the one that grows. put must
-// not keep data.
+// inFlight packs are being put at a time, beside the one that grows; one less
+// while there is a second that grows. put must not keep data.
 func NewWriter(ctx context.Context, run string, inFlight int, put func(ctx context.Context, name Name, data []byte) error) *Writer {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(inFlight)
@@ -76,48 +82,72 @@ func NewWriter(ctx context.Context, run string, inFlight int, put func(ctx conte
 
 // Add stores an encoded frame and says where it will be. The frame is durable
 // after Flush, not before.
-func (w *Writer) Add(id ID, raw int, frame []byte) (Ref, error) {
+func (w *Writer) Add(id ID, raw int, frame []byte) (Ref, error) { return w.add(0, id, raw, frame) }
+
+// AddApart is Add of a frame that will be of use for another time than those
+// of Add: it goes to packs of its own, which can be given up without the others.
+func (w *Writer) AddApart(id ID, raw int, frame []byte) (Ref, error) { return w.add(1, id, raw, frame) }
+
+func (w *Writer) add(which int, id ID, raw int, frame []byte) (Ref, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.buf) > 0 && (len(w.buf)+len(frame) > w.Size || len(w.table) >= maxFrames) {
-		w.seal()
+	p := &w.open[which]
+	if p.buf != nil && (len(p.buf)+len(frame) > w.Size || len(p.table) >= maxFrames) {
+		w.seal(p)
 	}
 	// A buffer is taken only where a frame will go into it: Flush waits for
 	// every buffer, and only those with frames come back.
 	if err := context.Cause(w.ctx); err != nil {
 		return Ref{}, err
 	}
-	if w.buf == nil {
-		select {
-		case b := <-w.free:
-			w.buf = b[:0]
-		case <-w.ctx.Done():
-			return Ref{}, context.Cause(w.ctx)
+	if p.buf == nil {
+		b, err := w.buffer()
+		if err != nil {
+			return Ref{}, err
 		}
+		p.number, p.buf = uint32(len(w.sizes)), b
+		w.sizes = append(w.sizes, 0)
 	}
-	ref := Ref{ID: id, Pack: Name{w.run, uint32(len(w.sizes))}, Off: uint32(len(w.buf)), Len: uint32(len(frame)), Raw: uint32(raw)}
-	if need := len(w.buf) + len(frame); need > cap(w.buf) {
+	ref := Ref{ID: id, Pack: Name{w.run, p.number}, Off: uint32(len(p.buf)), Len: uint32(len(frame)), Raw: uint32(raw)}
+	if need := len(p.buf) + len(frame); need > cap(p.buf) {
 		// A small run stays small; a large one needs a whole pack's memory at once.
-		grown := make([]byte, len(w.buf), max(need, firstBuffer))
-		if len(w.buf) > 0 {
-			grown = make([]byte, len(w.buf), max(need, w.Size)+tableSlack)
+		grown := make([]byte, len(p.buf), max(need, firstBuffer))
+		if len(p.buf) > 0 {
+			grown = make([]byte, len(p.buf), max(need, w.Size)+tableSlack)
 		}
-		copy(grown, w.buf)
-		w.held += int64(cap(grown) - cap(w.buf))
-		w.buf = grown
+		copy(grown, p.buf)
+		w.held += int64(cap(grown) - cap(p.buf))
+		p.buf = grown
 	}
-	w.buf = append(w.buf, frame...)
-	w.table = append(w.table, TableEntry{id.String(), ref.Len, ref.Raw})
+	p.buf = append(p.buf, frame...)
+	p.table = append(p.table, TableEntry{id.String(), ref.Len, ref.Raw})
 	return ref, nil
 }
 
-// seal closes the growing pack and puts it in the background.
-func (w *Writer) seal() {
-	name := Name{w.run, uint32(len(w.sizes))}
-	data := appendTable(w.buf, w.table)
-	w.sizes = append(w.sizes, uint32(len(data)))
+// buffer waits for the memory of a pack that was put: the other one that grows
+// has at most one buffer, so that one is free or comes back.
+func (w *Writer) buffer() ([]byte, error) {
+	select {
+	case b := <-w.free:
+		return b[:0], nil
+	default:
+	}
+	w.late.Store(true)
+	select {
+	case b := <-w.free:
+		return b[:0], nil
+	case <-w.ctx.Done():
+		return nil, context.Cause(w.ctx)
+	}
+}
+
+// seal closes a growing pack and puts it in the background.
+func (w *Writer) seal(p *growing) {
+	name := Name{w.run, p.number}
+	data := appendTable(p.buf, p.table)
+	w.sizes[p.number] = uint32(len(data))
 	w.stored += int64(len(data))
-	w.buf, w.table = nil, w.table[:0]
+	p.buf, p.table = nil, p.table[:0]
 	put := func() error {
 		defer func() { w.free <- data }()
 		if err := w.ctx.Err(); err != nil {
@@ -132,14 +162,21 @@ func (w *Writer) seal() {
 	}
 }
 
+// sealAll closes what grows beyond that many bytes.
+func (w *Writer) sealAll(beyond int) {
+	for i := range w.open {
+		if p := &w.open[i]; len(p.buf) > beyond {
+			w.seal(p)
+		}
+	}
+}
+
 // Flush puts what is left, waits for every pack, and returns the packs' sizes
 // in bytes, by their number. The Writer may be used further unless it failed.
 func (w *Writer) Flush() (sizes []uint32, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.buf) > 0 {
-		w.seal()
-	}
+	w.sealAll(0)
 	// Every buffer is back when every pack was put.
 	bufs := make([][]byte, cap(w.free))
 	for i := range bufs {
@@ -159,20 +196,28 @@ func (w *Writer) Flush() (sizes []uint32, err error) {
 func (w *Writer) Rest() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.buf) > firstBuffer {
-		w.seal()
+	w.sealAll(firstBuffer)
+	out, held := cap(w.free), 0
+	for i := range w.open {
+		if b := w.open[i].buf; b != nil {
+			out--
+			held += cap(b)
+		}
 	}
-	out := cap(w.free)
-	if w.buf != nil {
-		out--
-	}
-	for range out {
-		<-w.free
+	for k := range out {
+		select {
+		case <-w.free:
+		case <-w.ctx.Done(): // and whoever puts may not know it yet
+			for range k {
+				w.free <- nil
+			}
+			return context.Cause(w.ctx)
+		}
 	}
 	for range out {
 		w.free <- nil
 	}
-	w.held = int64(cap(w.buf))
+	w.held = int64(held)
 	if w.ctx.Err() != nil {
 		return context.Cause(w.ctx)
 	}

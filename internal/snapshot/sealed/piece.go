@@ -27,48 +27,96 @@ const (
 	keptChunks = 2
 )
 
+// opening is a pack whose header and end are being read. opened and failed are
+// there once done is closed.
+type opening struct {
+	done   chan struct{}
+	opened opened
+	failed bool
+}
+
 // piece reads the chunks that hold n bytes from off, and at the first time the
-// header and the last chunk, which vouches for the size.
+// header and the last chunk, which vouches for the size. Of several at the
+// first time, one does that and the others wait for it.
 func (s *Reader) piece(ctx context.Context, key string, size, off, n int64) ([]byte, error) {
-	o, fresh := s.known(key)
-	body := span{off: s.overhead + off/chunkSize*encChunkSize}
-	end := min(size, s.overhead+((off+max(n, 1)-1)/chunkSize+1)*encChunkSize)
-	g, gctx := errgroup.WithContext(ctx)
-	read := func(x *span, n int64) {
-		g.Go(func() (err error) {
-			x.data, err = s.st.Get(gctx, key, x.off, n)
-			return err
-		})
-	}
-	if o.last.has(body.off, end) {
-		body = o.last
-	} else {
-		read(&body, end-body.off)
-	}
-	if fresh {
-		o.tail.off = s.overhead + (size-s.overhead-1)/encChunkSize*encChunkSize
-		read(&o.head, s.overhead)
-		read(&o.tail, size-o.tail.off)
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	if fresh {
-		fileKey, err := fileKey(o.head.data, s.ids)
+	for {
+		o, under, ours := s.known(key)
+		body := span{off: s.overhead + off/chunkSize*encChunkSize}
+		end := min(size, s.overhead+((off+max(n, 1)-1)/chunkSize+1)*encChunkSize)
+		var err error
+		switch {
+		case ours:
+			o, body, err = s.open(ctx, key, size, body, end)
+			s.openedNow(key, under, o, err)
+		case o.last.has(body.off, end):
+			body = o.last
+		default:
+			body.data, err = s.st.Get(ctx, key, body.off, end-body.off)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !ours && under != nil {
+			select {
+			case <-under.done:
+			case <-ctx.Done():
+				return nil, fmt.Errorf("read %s: %w", key, ctx.Err())
+			}
+			if under.failed {
+				continue // whoever it was may have been interrupted, and we are not
+			}
+			o = under.opened
+		}
+		out, err := decrypt(spans{o.head, body, o.tail}, size, off, n, o.id)
 		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", key, err)
 		}
-		o.id = age.NewInjectedFileKeyIdentity(fileKey)
+		if len(body.data) <= keptChunks*encChunkSize {
+			s.lastRead(key, body)
+		}
+		return out, nil
 	}
-	out, err := decrypt(spans{o.head, body, o.tail}, size, off, n, o.id)
+}
+
+// open reads a pack's header and last chunk, and the chunks up to end that are
+// wanted at the same time. What lies side by side is one read.
+func (s *Reader) open(ctx context.Context, key string, size int64, body span, end int64) (opened, span, error) {
+	var o opened
+	o.tail.off = s.overhead + (size-s.overhead-1)/encChunkSize*encChunkSize
+	g, gctx := errgroup.WithContext(ctx)
+	read := func(x *span, off, n int64) {
+		g.Go(func() (err error) {
+			x.off = off
+			x.data, err = s.st.Get(gctx, key, off, n)
+			return err
+		})
+	}
+	from := body.off
+	if from == s.overhead {
+		from = 0
+	} else {
+		read(&o.head, 0, s.overhead)
+	}
+	last := end == size && from <= o.tail.off
+	if !last {
+		read(&o.tail, o.tail.off, size-o.tail.off)
+	}
+	read(&body, from, end-from)
+	if err := g.Wait(); err != nil {
+		return o, body, err
+	}
+	if from == 0 { // copied: it is kept for longer than the rest
+		o.head.data = slices.Clone(body.data[:s.overhead])
+	}
+	if last {
+		o.tail.data = slices.Clone(body.data[o.tail.off-from:])
+	}
+	fileKey, err := fileKey(o.head.data, s.ids)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", key, err)
+		return o, body, fmt.Errorf("read %s: %w", key, err)
 	}
-	if len(body.data) <= keptChunks*encChunkSize {
-		o.last = body
-	}
-	s.keep(key, o)
-	return out, nil
+	o.id = age.NewInjectedFileKeyIdentity(fileKey)
+	return o, body, nil
 }
 
 func fileKey(head []byte, ids []age.Identity) ([]byte, error) {
@@ -83,21 +131,30 @@ func fileKey(head []byte, ids []age.Identity) ([]byte, error) {
 	return key, nil
 }
 
-// known returns a copy of what is remembered of an object.
-func (s *Reader) known(key string) (o opened, fresh bool) {
+// known returns a copy of what is remembered of an object; or else who is about
+// to read it, which may be the caller.
+func (s *Reader) known(key string) (o opened, under *opening, ours bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if known, ok := s.opened[key]; ok {
-		return *known, false
+		return *known, nil, false
 	}
-	return opened{}, true
+	if under = s.opening[key]; under != nil {
+		return o, under, false
+	}
+	under = &opening{done: make(chan struct{})}
+	s.opening[key] = under
+	return o, under, true
 }
 
-func (s *Reader) keep(key string, o opened) {
+// openedNow tells those who wait what became of it.
+func (s *Reader) openedNow(key string, under *opening, o opened, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if known, ok := s.opened[key]; ok {
-		known.last = o.last
+	delete(s.opening, key)
+	under.opened, under.failed = o, err != nil
+	close(under.done)
+	if err != nil {
 		return
 	}
 	if len(s.recent) >= maxOpened {
@@ -106,4 +163,13 @@ func (s *Reader) keep(key string, o opened) {
 	}
 	s.opened[key] = &o
 	s.recent = append(s.recent, key)
+}
+
+// lastRead keeps chunks for the next read.
+func (s *Reader) lastRead(key string, body span) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if known, ok := s.opened[key]; ok {
+		known.last = body
+	}
 }

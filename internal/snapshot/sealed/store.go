@@ -29,6 +29,8 @@ type Reader struct {
 	sizes  map[string]int64   // of objects as they are stored, from listings
 	opened map[string]*opened // packs that were read from
 	recent []string           // keys in opened, in their order
+	// opening are packs that somebody reads the first piece of.
+	opening map[string]*opening
 }
 
 // maxSizes bounds the sizes that are remembered; about 150 bytes each. Beyond
@@ -41,7 +43,7 @@ func NewReader(st store.Reader, k *Keys) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Reader{st: st, k: k, recipient: r, names: map[string]string{}, sizes: map[string]int64{}, opened: map[string]*opened{}}
+	s := &Reader{st: st, k: k, recipient: r, names: map[string]string{}, sizes: map[string]int64{}, opened: map[string]*opened{}, opening: map[string]*opening{}}
 	if s.ids, err = k.identities(); err != nil {
 		return nil, err
 	}

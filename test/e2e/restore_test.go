@@ -1,0 +1,143 @@
+package e2e
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/disko/backupd/internal/teststack"
+)
+
+// started is when a service's container was last started.
+func started(t *testing.T, p *teststack.Project, service string) string {
+	t.Helper()
+	return teststack.Docker(t, "inspect", "-f", "{{.State.StartedAt}}", p.Container(service))
+}
+
+// try runs a one-off command of the agent, and returns its exit code and all that
+// it said.
+func try(t *testing.T, p *teststack.Project, args ...string) (code int, said string) {
+	t.Helper()
+	out, err := p.Try(append([]string{"run", "--rm", "-T", "backup"}, args...)...)
+	if err == nil {
+		return 0, out
+	}
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return exit.ExitCode(), out + err.Error()
+}
+
+// Somebody has broken the data of a stack that runs.
+func TestRestoreOverDataInUse(t *testing.T) {
+	t.Parallel()
+	p := checkout(t, snapshotted(t), socket)
+	p.Up()
+	// Data of the image's copy, of the snapshot, and of the application: all is compared.
+	damage := func() {
+		t.Helper()
+		p.Exec("application", "sh", "-c", "echo broken >/srv/data/rows; rm -r /srv/data/images; mkdir /srv/data/drafts; echo mine >/srv/data/drafts/1; echo mine >/etc/skel/note")
+	}
+	isDamaged := func() {
+		t.Helper()
+		if got := p.Exec("application", "sh", "-c", "cat /srv/data/rows /srv/data/drafts/1 /etc/skel/note; ls /srv/data"); got != "broken\nmine\nmine\ndrafts\nrows\n" {
+			t.Errorf("after the undo there is %q", got)
+		}
+	}
+	damage()
+
+	code, said := try(t, p, "restore")
+	if code == 0 {
+		t.Fatalf("it restored over data unasked: %s", said)
+	}
+	mentions(t, said, "--force")
+	isDamaged()
+
+	before := started(t, p, "application")
+	out := p.Output("run", "--rm", "-T", "backup", "restore", "--force")
+	mentions(t, out, "application", "volume data: wrote")
+	isTheServers(t, p)
+	if got := p.Exec("application", "ls", "/srv/data"); got != "images\nrows\n" {
+		t.Errorf("there is %q", got)
+	}
+	if started(t, p, "application") == before {
+		t.Error("the application ran on while its files were changed")
+	}
+
+	before = started(t, p, "application")
+	p.Compose("run", "--rm", "-T", "backup", "restore", "--undo")
+	isDamaged()
+	if started(t, p, "application") == before {
+		t.Error("the application ran on while its files were changed back")
+	}
+
+	if code, said := try(t, p, "restore", "--undo", "--volume", "elsewhere=/tmp"); code != 4 || !strings.Contains(said, "nothing is kept") {
+		t.Errorf("an undo of what was never restored: %d %s", code, said)
+	}
+
+	// One volume; then one directory of one.
+	p.Compose("run", "--rm", "-T", "backup", "restore", "--force", "--volume", "home")
+	if got := p.Exec("application", "cat", "/etc/skel/note", "/srv/data/rows"); got != serverHome+"broken\n" {
+		t.Errorf("one volume was restored, and there is %q", got)
+	}
+	p.Compose("run", "--rm", "-T", "backup", "restore", "--force", "--volume", "data", "--include", "images/**")
+	if got := p.Exec("application", "sh", "-c", "cat /srv/data/rows; cd /srv/data; ls; wc -c <images/1.jpg"); got != "broken\ndrafts\nimages\nrows\n7000\n" {
+		t.Errorf("one directory was restored, and there is %q", got)
+	}
+}
+
+// What is half restored is nothing to start with.
+func TestARestoreThatEndsHalfWayLeavesTheServiceStopped(t *testing.T) {
+	t.Parallel()
+	repository := snapshotted(t)
+	p := checkout(t, repository, socket)
+	p.Up()
+	p.Exec("application", "sh", "-c", "echo broken >/srv/data/rows; rm -r /srv/data/images")
+	// Bad blocks: nobody sees them before the bytes are read.
+	for _, name := range packs(t, repository) {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range len(content) / 2 {
+			content[i] ^= 0x55
+		}
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	code, said := try(t, p, "restore", "--force")
+	t.Log(said)
+	if code == 0 {
+		t.Fatal("it restored from nothing")
+	}
+	if s := p.State("application"); s.Status != "exited" {
+		t.Errorf("the application is %+v", s)
+	}
+	mentions(t, said, "application", "stay stopped", "undo")
+
+	p.Compose("run", "--rm", "-T", "backup", "restore", "--undo")
+	if got := rows(p); got != "broken\n" {
+		t.Errorf("after the undo the rows are %q", got)
+	}
+}
+
+// packs are the packs of a volume.
+func packs(t *testing.T, repository string) (names []string) {
+	t.Helper()
+	err := filepath.WalkDir(repository, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && strings.Contains(path, "/packs/") {
+			names = append(names, path)
+		}
+		return err
+	})
+	if err != nil || len(names) == 0 {
+		t.Fatalf("packs: %v %v", names, err)
+	}
+	return names
+}
