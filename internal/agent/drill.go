@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,7 +77,11 @@ func (a *Agent) Drill(ctx context.Context, d Drilling, show Show) (*Drilled, err
 	if err := a.needStack(); err != nil {
 		return nil, err
 	}
-	release, err := a.alone()
+	take := a.alone
+	if d.Policy != "" {
+		take = func() (func(), error) { return a.whenAlone(ctx) }
+	}
+	release, err := take()
 	if err != nil {
 		return nil, err
 	}
@@ -96,25 +101,19 @@ func (a *Agent) Drill(ctx context.Context, d Drilling, show Show) (*Drilled, err
 // DrillHost drills a snapshot of every stack of the machine. One that fails does
 // not stop the others.
 func (a *Agent) DrillHost(ctx context.Context, d Drilling, show Show) ([]*Drilled, error) {
-	list, err := a.stacks(ctx)
-	if err != nil {
-		return nil, err
-	}
 	var all []*Drilled
-	var errs []error
-	for _, s := range list {
+	r := &runs.Run{Kind: runs.Drill, Policy: d.Policy, Trigger: cmp.Or(d.Trigger, "manual")}
+	err := a.pass(ctx, r, func(s *stackAgent) error {
 		out, err := s.Drill(ctx, d, show)
 		if out != nil {
 			all = append(all, out)
 		}
-		if err != nil && !errors.Is(err, snapshot.ErrNoSnapshot) {
-			errs = append(errs, fmt.Errorf("stack %s: %w", s.Stack, err))
+		if errors.Is(err, snapshot.ErrNoSnapshot) {
+			return nil
 		}
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return all, errors.Join(errs...)
+		return err
+	})
+	return all, err
 }
 
 func (a *Agent) drill(ctx context.Context, d Drilling, show Show, r *runs.Run) (*Drilled, error) {

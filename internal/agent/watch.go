@@ -246,6 +246,8 @@ func (p *Policy) expects(kind runs.Kind) bool {
 	switch kind {
 	case runs.Backup:
 		return scheduled
+	case runs.Drill:
+		return p.DrillSchedule != nil && !p.DrillSchedule.Never()
 	case runs.Prune, runs.Forget:
 		return scheduled && p.Keep != nil
 	}
