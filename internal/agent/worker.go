@@ -75,6 +75,11 @@ func (a *Agent) work(ctx context.Context, j Job, show Show, out any) error {
 	env = append(env, j.Env...)
 	env = append(env, "BACKUPD_STATE_DIR="+a.StateDir, envAgent+"="+a.Self.ID, envProject+"="+a.Project, "BACKUPD_STACK="+a.Stack, "BACKUPD_ORIGIN="+a.Origin, "BACKUPD_VOLUMES="+string(Mounted))
 	result, err := worker.Call(ctx, w, worker.Request{Args: j.Args, Env: env, Files: files}, events(show))
+	var remote *worker.Error
+	if err != nil && ctx.Err() != nil && errors.As(err, &remote) {
+		// It says in its own words that it was told to end; who asks must know as well.
+		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
 	if err != nil {
 		if errors.Is(err, worker.ErrGone) || errors.Is(err, worker.ErrProtocol) {
 			if text := o.Stderr.(*tail).String(); text != "" {

@@ -22,7 +22,7 @@ services:
     image: IMAGE_POSTGRES
     environment: {POSTGRES_PASSWORD: secret, POSTGRES_DB: shop}
     volumes: [db:/var/lib/postgresql/data, notes:/notes]
-    healthcheck: {test: [CMD, pg_isready, -q, -d, shop], interval: 1s, start_period: 2m}
+    healthcheck: {test: [CMD, pg_isready, -q, -h, 127.0.0.1, -d, shop], interval: 1s, start_period: 2m}
     labels: {backupd.drill: postgres}
     depends_on: {backup: {condition: service_healthy}}
   backup:
