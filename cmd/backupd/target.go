@@ -123,6 +123,9 @@ func (a *app) goTo(ctx context.Context, name string, open func(context.Context, 
 // readOnly hides what can write, so that no reader does.
 type readOnly struct{ store.Reader }
 
+// Near implements store.Near.
+func (r readOnly) Near() bool { return store.IsNear(r.Reader) }
+
 func noTarget() error {
 	return fmt.Errorf("%w: no target named; say --target TARGET, or set BACKUPD_TARGET", snapshot.ErrUsage)
 }

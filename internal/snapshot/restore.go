@@ -14,6 +14,7 @@ import (
 	"github.com/disko/backupd/internal/snapshot/sealed"
 	"github.com/disko/backupd/internal/snapshot/tarstream"
 	"github.com/disko/backupd/internal/snapshot/tree"
+	"github.com/disko/backupd/internal/store"
 )
 
 // RestoreOptions say where a volume is restored to, and how.
@@ -147,7 +148,7 @@ func (r *restore) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if whole {
+	if whole = whole && !store.IsNear(r.r.store); whole {
 		r.v.spans = newSpans(r.v)
 		defer r.v.spans.ahead(ctx)()
 	}

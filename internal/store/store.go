@@ -102,6 +102,16 @@ type Locker interface {
 	LockedUntil(ctx context.Context, key string) (time.Time, error)
 }
 
+// Near is a target of which a piece costs hardly more to read than its bytes: one
+// behind no network that it knows of. A target that is not may lack it.
+type Near interface{ Near() bool }
+
+// IsNear says whether a target is near.
+func IsNear(r Getter) bool {
+	n, ok := r.(Near)
+	return ok && n.Near()
+}
+
 // Reader is what restoring, listing and verifying need.
 type Reader interface {
 	Getter

@@ -63,6 +63,9 @@ func Overhead(k *Keys) (int64, error) {
 // Location implements store.Reader.
 func (s *Reader) Location() string { return s.st.Location() }
 
+// Near implements store.Near.
+func (s *Reader) Near() bool { return store.IsNear(s.st) }
+
 // hide returns the key that an object really has, and remembers the names in it.
 func (s *Reader) hide(key string) string {
 	p, ok := split(key)

@@ -54,5 +54,8 @@ func (t *Target) Modified(ctx context.Context, key string) (time.Time, error) {
 	return st.ModTime(), nil
 }
 
+// Near implements store.Near.
+func (t *Target) Near() bool { return true }
+
 // HostClock implements store.Clock.
 func (t *Target) HostClock() bool { return true }
