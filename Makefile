@@ -10,13 +10,14 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || cat VERS
 # For example: make test TESTFLAGS='-run Restore -v'
 TESTFLAGS ?=
 BENCHFLAGS ?=
+SOAK       ?= 5m
 
 TOOL    := go tool -modfile=tools/go.mod
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build host test servers parts e2e race check static format fmt vet lint vuln fuzz bench image demo clean
+.PHONY: help build host test servers parts e2e race check static format fmt vet lint vuln fuzz soak bench image demo clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +70,9 @@ vuln: ## known vulnerabilities, where their database can be reached
 
 fuzz: ## every fuzz target for FUZZTIME (10s)
 	@tools/fuzz $(FUZZTIME)
+
+soak: ## many runs with kills, faults and prunes on a real S3 server, for SOAK (5m)
+	SOAK=$(SOAK) go test -count=1 -timeout 0 -run TestSoak -v ./cmd/backupd
 
 bench: ## the benchmarks of docs/benchmarks.md
 	go run ./bench $(BENCHFLAGS)

@@ -94,7 +94,7 @@ const seedOutage = 2 * time.Minute
 func (a *app) agentSettings() agent.Settings {
 	return agent.Settings{
 		Stack: a.stack, Origin: a.origin, StateDir: a.stateDir, Version: version, Targets: a.targets,
-		Log: slog.New(slog.DiscardHandler),
+		Log: slog.New(slog.DiscardHandler), WorkerSettings: a.workerSettings, Free: freeSpace,
 		Places: func(ctx context.Context, targets []string) (*agent.Places, error) {
 			b, end := a.scope(targets)
 			up, down, err := b.places(ctx)

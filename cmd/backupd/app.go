@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,9 +33,11 @@ type app struct {
 	surroundings   surroundings
 	worker         *worker.Agent // who is told, in a worker; else nil
 	config         configFlags
+	common         *pflag.FlagSet // the flags of every command
 	json, quiet    bool
-	started        bool   // a command's own work began: errors are no usage errors any more
-	interrupted    string // what an interrupt leaves, where the common sentence is wrong
+	started        bool         // a command's own work began: errors are no usage errors any more
+	log            *slog.Logger // of a process that lasts; nil: notices are lines of stderr
+	interrupted    string       // what an interrupt leaves, where the common sentence is wrong
 
 	closers *closers // of targets
 }
@@ -129,7 +132,7 @@ func (a *app) options() (o snapshot.Options, err error) {
 		o.CacheDir = filepath.Join(a.stateDir, "cache")
 		o.TrustDir = filepath.Join(a.stateDir, "trust")
 	}
-	o.Notice = func(text string) { fmt.Fprintf(a.stderr, "backupd: warning: %s\n", text) }
+	o.Notice = func(text string) { a.warn(text) }
 	o.Credentials, err = a.secrets.credentials()
 	return o, err
 }
@@ -242,9 +245,21 @@ func (a *app) printJSON(v any) error {
 	return enc.Encode(v)
 }
 
+// warn tells what is wrong and stops nothing.
+func (a *app) warn(text string) {
+	if a.log != nil {
+		a.log.Warn(text)
+		return
+	}
+	fmt.Fprintf(a.stderr, "backupd: warning: %s\n", text)
+}
+
 // notice tells something that is no result, unless the user wants quiet.
 func (a *app) notice(format string, args ...any) {
-	if !a.quiet {
+	switch {
+	case a.log != nil:
+		a.log.Info(fmt.Sprintf(format, args...))
+	case !a.quiet:
 		fmt.Fprintf(a.stderr, "backupd: "+format+"\n", args...)
 	}
 }

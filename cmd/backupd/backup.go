@@ -77,6 +77,9 @@ func (a *app) backup(ctx context.Context, vols []string, b agent.Backup) error {
 		return usagef("no stack named; say --stack NAME, or set BACKUPD_STACK")
 	}
 	b.Trigger = agent.WorkerTrigger()
+	if b.Pre, b.Post, err = agent.WorkerHooks(); err != nil {
+		return err
+	}
 	progress := &snapshot.Progress{}
 	show, stop := a.showing("backup", progress)
 	if b.Mode == agent.Host {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/disko/backupd/internal/config"
 	"github.com/disko/backupd/internal/docker"
+	"github.com/disko/backupd/internal/seed"
 	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/targets"
 )
@@ -28,6 +29,10 @@ type configFlags struct {
 // settingsAnnotation marks commands that read the whole configuration and not
 // only what sets their flags.
 const settingsAnnotation = "settings"
+
+// lenientAnnotation marks commands that do without the file where it is wrong: an
+// agent that keeps its old configuration is well, and must not be said to be ill.
+const lenientAnnotation = "lenient"
 
 // hidden are values that no listing shows.
 var hidden = []string{"passphrase", "agent-key"}
@@ -43,18 +48,15 @@ func (a *app) configure(cmd *cobra.Command) error {
 	if err := fromEnvironment(cmd); err != nil {
 		return err
 	}
-	if a.config.file != "" {
-		// A worker has the agent's mounts and environment, and is to have its file.
-		if err := os.Setenv("BACKUPD_CONFIG", a.config.file); err != nil {
-			return err
-		}
-	}
 	if a.config.file == "" || cmd.Annotations[settingsAnnotation] != "" {
 		return nil
 	}
 	src := a.sources(cmd)
 	src.WithoutSecrets = true
 	c, err := config.Load(src)
+	if err != nil && cmd.Annotations[lenientAnnotation] != "" {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", snapshot.ErrUsage, err)
 	}
@@ -239,6 +241,9 @@ docs/configuration.md explains the settings; configs/backupd.yaml is an example.
 // ownLabels are the labels of the container that this process runs in: none where
 // there is no container, or no engine to ask.
 func (a *app) ownLabels(ctx context.Context) map[string]string {
+	if _, in := seed.OwnContainerID(); !in {
+		return nil
+	}
 	e, err := docker.Connect(ctx)
 	if err != nil {
 		if !errors.Is(err, docker.ErrNoEngine) {
@@ -301,6 +306,9 @@ func (a *app) printConfig(c *config.Config) error {
 			a.notice("policy %s: no schedule; it runs when it is asked to", n.Policy)
 		} else {
 			a.notice("policy %s: next backup at %s", n.Policy, n.Backup.Format("Mon 2006-01-02 15:04:05 MST"))
+		}
+		if n.Drill != nil {
+			a.notice("policy %s: next drill at %s", n.Policy, n.Drill.Format("Mon 2006-01-02 15:04:05 MST"))
 		}
 	}
 	return nil

@@ -24,7 +24,8 @@ while a run's failure is unhealthy, if they are created anew. With
 --health=seeded runs do not matter: what is wrong is told by notifications
 and metrics only.
 ` + exitHelp,
-		Args: cobra.NoArgs,
+		Args:        cobra.NoArgs,
+		Annotations: map[string]string{lenientAnnotation: "all"},
 	}
 	cmd.Flags().StringVar(&only, "health", "all", "what counts: all, or seeded (the volumes are seeded and the scheduler is alive)")
 	cmd.RunE = a.runs(func(ctx context.Context, _ []string) error {

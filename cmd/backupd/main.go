@@ -19,6 +19,7 @@ import (
 	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/snapshot/sealed"
 	"github.com/disko/backupd/internal/store"
+	"github.com/disko/backupd/internal/worker"
 )
 
 // version is set when the binary is linked.
@@ -91,6 +92,7 @@ func (e *statusError) Error() string { return e.text }
 
 func exitCode(err error, started bool) int {
 	var status *statusError
+	var remote *worker.Error // which had it from here
 	switch {
 	case errors.As(err, &status):
 		return status.code
@@ -101,6 +103,8 @@ func exitCode(err error, started bool) int {
 	case errors.Is(err, snapshot.ErrNoRepository), errors.Is(err, snapshot.ErrForeign), errors.Is(err, snapshot.ErrNoSnapshot),
 		errors.Is(err, snapshot.ErrNoVolume), errors.Is(err, store.ErrNoTarget), errors.Is(err, seed.ErrNoSnapshot):
 		return exitNotFound
+	case errors.As(err, &remote):
+		return remote.Code
 	}
 	return exitFailed
 }
@@ -139,6 +143,7 @@ with the restore.sh that lies in it.
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
+	a.common = f
 	f.StringArrayVar(&a.targets, "target", nil, "where the snapshots are: a directory, s3://, nfs://, sftp:// or rclone: (\"backupd help targets\"); may be repeated")
 	f.StringVar(&a.stack, "stack", "", "name of the stack, the Compose project")
 	f.StringVar(&a.origin, "origin", "", "name of this installation (default: the Docker engine's id); a change of it has everything read once")
@@ -151,7 +156,7 @@ with the restore.sh that lies in it.
 	root.AddCommand(
 		a.backupCommand(), a.restoreCommand(), a.withSizes(a.snapshotsCommand()), a.showCommand(), a.lsCommand(),
 		a.diffCommand(), a.exportCommand(), a.verifyCommand(), a.copyCommand(), a.forgetCommand(), a.pruneCommand(), a.coverageCommand(), a.initCommand(), a.keyCommand(),
-		a.serveCommand(), a.seedCommand(), a.healthCommand(), a.runsCommand(), a.configCommand(), a.versionCommand(), a.workerCommand(), a.targetsTopic(),
+		a.serveCommand(), a.seedCommand(), a.drillCommand(), a.healthCommand(), a.runsCommand(), a.notifyCommand(), a.configCommand(), a.versionCommand(), a.workerCommand(), a.targetsTopic(),
 	)
 	explainArguments(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", snapshot.ErrUsage, err) })

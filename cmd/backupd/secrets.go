@@ -77,7 +77,7 @@ func (s *secrets) credentials() (*snapshot.Credentials, error) {
 
 func addRecipient(c *snapshot.Credentials, r string) error {
 	text := r
-	if !strings.HasPrefix(r, "age1") && !strings.HasPrefix(r, "ssh-") && !strings.HasPrefix(r, "AGE-SECRET-KEY-") {
+	if !isRecipient(r) {
 		var err error
 		if text, err = readSecret("recipient", r); err != nil {
 			return err

@@ -16,6 +16,7 @@ import (
 
 	"github.com/disko/backupd/internal/agent"
 	"github.com/disko/backupd/internal/config"
+	"github.com/disko/backupd/internal/docker"
 	"github.com/disko/backupd/internal/notify"
 	"github.com/disko/backupd/internal/seed"
 	"github.com/disko/backupd/internal/snapshot"
@@ -47,23 +48,24 @@ func (a *app) serve(ctx context.Context, cmd *cobra.Command) error {
 	a.interrupted = "stopped"
 	live, err := a.openConfig(cmd, a.ownLabels(ctx))
 	if err != nil {
-		a.rememberFresh(ctx, nil)
+		a.rememberFresh(ctx, cmd, nil)
 		return err
 	}
 	c := live.Current()
 	if len(a.targets) == 0 {
-		a.rememberFresh(ctx, c)
+		a.rememberFresh(ctx, cmd, c)
 		return noTarget()
 	}
 	if _, err := a.options(); err != nil {
-		a.rememberFresh(ctx, c)
+		a.rememberFresh(ctx, cmd, c)
 		return err
 	}
 	log := a.logger(c.LogFormat, c.LogLevel)
+	a.log = log
 	s := a.agentSettings()
 	s.Log = log
 	if s.Teller, err = a.teller(ctx, c, log); err != nil {
-		a.rememberFresh(ctx, c)
+		a.rememberFresh(ctx, cmd, c)
 		return usagef("%w", err)
 	}
 	defer func() {
@@ -130,9 +132,12 @@ func policies(c *config.Config, sources []snapshot.Source) ([]agent.Policy, erro
 		q := agent.Policy{
 			Name: p.Name, Schedule: p.Schedule, Jitter: p.Jitter, Timeout: p.Timeout,
 			Backup: agent.Backup{
-				Exclude: p.Exclude, Tags: p.Tags, Targets: p.Targets, Mode: agent.Mode(c.Volumes), Limits: limits(c), Quiesce: agent.QuiesceAuto, MaxShrink: p.MaxShrink,
+				Exclude: p.Exclude, Tags: p.Tags, Targets: p.Targets, Mode: agent.Mode(c.Volumes), Limits: limits(c), MaxShrink: p.MaxShrink,
+				Quiesce: agent.Quiesce(p.Quiesce), Pre: serviceHooks(p.Pre), Post: serviceHooks(p.Post),
 				HoldBytes: p.FreezeMemory, FreezeLimit: p.FreezeLimit,
 			},
+			Drill:         agent.Drilling{Targets: p.Targets, Mode: agent.Mode(c.Volumes), Limits: limits(c), Volumes: sources},
+			DrillSchedule: p.Drill,
 		}
 		if q.Backup.Mode == agent.Mounted {
 			var err error
@@ -152,6 +157,14 @@ func policies(c *config.Config, sources []snapshot.Source) ([]agent.Policy, erro
 		out = append(out, q)
 	}
 	return out, nil
+}
+
+func serviceHooks(list []config.Hook) []docker.ServiceHook {
+	var out []docker.ServiceHook
+	for _, h := range list {
+		out = append(out, docker.ServiceHook{Service: h.Service, Command: h.Command, User: h.User, Timeout: h.Timeout})
+	}
+	return out
 }
 
 // chosen are the mounted volumes that a policy is for.
@@ -190,11 +203,14 @@ func (a *app) teller(ctx context.Context, c *config.Config, log *slog.Logger) (*
 
 // rememberFresh notes which volumes are fresh now, though the agent cannot
 // serve: so that they still are when it is started again with its settings put right.
-func (a *app) rememberFresh(ctx context.Context, c *config.Config) {
+func (a *app) rememberFresh(ctx context.Context, cmd *cobra.Command, c *config.Config) {
 	if a.stateDir == "" || c != nil && (c.Volumes != "mounted" || c.Seed == "off") {
 		return
 	}
-	var named []string
+	named, err := cmd.Flags().GetStringArray("volume") // all that is known of a configuration that is wrong
+	if err != nil {
+		return
+	}
 	if c != nil {
 		named = c.Volume
 	}

@@ -70,7 +70,13 @@ func (a *app) targetOptions() (o targets.Options, err error) {
 	if o.NFS.GID, err = id("nfs-gid", a.target.gid); err != nil {
 		return o, err
 	}
-	o.Retry.Notify = func(e retry.Event) { fmt.Fprintf(a.stderr, "backupd: %s\n", e) }
+	o.Retry.Notify = func(e retry.Event) {
+		if a.log != nil {
+			a.log.Warn(e.String())
+			return
+		}
+		fmt.Fprintf(a.stderr, "backupd: %s\n", e)
+	}
 	return o, nil
 }
 

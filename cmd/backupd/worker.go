@@ -18,7 +18,7 @@ import (
 )
 
 // workerCommands are what an agent may have done by a worker.
-var workerCommands = []string{"backup", "seed", "restore"}
+var workerCommands = []string{"backup", "seed", "restore", "drill"}
 
 // workerCommand is what runs in the containers that an agent makes: it reads a
 // request from stdin and answers on stdout.
@@ -42,11 +42,14 @@ func (a *app) serveRequest(ctx context.Context, r worker.Request, ag *worker.Age
 			}
 		}
 	}
+	if err := receive(r.Files); err != nil {
+		return nil, err
+	}
 	var out bytes.Buffer
 	b := &app{stdout: &out, stderr: &lines{say: ag.Notice}, closers: &closers{}, quiet: true, worker: ag}
 	defer b.closers.close()
 	root := b.command()
-	root.SetArgs(append(r.Args, "--json"))
+	root.SetArgs(slices.Insert(slices.Clone(r.Args), 1, "--json"))
 	err := root.ExecuteContext(ctx)
 	var result json.RawMessage
 	if json.Valid(out.Bytes()) {

@@ -28,6 +28,7 @@ import (
 	"github.com/disko/backupd/internal/notify"
 	"github.com/disko/backupd/internal/runs"
 	"github.com/disko/backupd/internal/snapshot"
+	"github.com/disko/backupd/internal/worker"
 )
 
 // Settings are an agent's.
@@ -46,6 +47,11 @@ type Settings struct {
 	// Repository opens the first repository that answers, to read from; close ends
 	// what was opened.
 	Repository func(ctx context.Context, targets []string) (repo *snapshot.Repository, close func(), err error)
+	// WorkerSettings are what a worker needs of the settings of targets and keys: as
+	// variables, and as files that it may not see; nil for none.
+	WorkerSettings func() (env []string, files []worker.File, err error)
+	// Free is how many bytes may be written below a directory; nil where nobody can tell.
+	Free func(dir string) (bytes int64, known bool)
 	// Teller tells of runs; nil tells nobody.
 	Teller *notify.Teller
 	Log    *slog.Logger
@@ -71,6 +77,9 @@ type Agent struct {
 	Project string
 	History *runs.History
 	swarm   bool // Project is a stack of a swarm
+
+	said *said // a pointer: agents of single stacks are copies
+	one  bool  // it is one of several stacks: of their pass as a whole the ping is asked
 }
 
 // labelSwarmStack is what `docker stack deploy` gives to its containers.
@@ -82,7 +91,7 @@ var ErrSettings = snapshot.ErrUsage
 // New finds out where the agent runs. Without an engine it goes on without; an engine
 // that is named or mounted and does not answer is an error.
 func New(ctx context.Context, s Settings) (*Agent, error) {
-	a := &Agent{Settings: s}
+	a := &Agent{Settings: s, said: &said{}}
 	if a.Log == nil {
 		a.Log = slog.New(slog.DiscardHandler)
 	}
@@ -90,7 +99,7 @@ func New(ctx context.Context, s Settings) (*Agent, error) {
 		a.Now = time.Now
 	}
 	a.History = runs.Open("")
-	if a.StateDir != "" {
+	if a.StateDir != "" && !IsWorker() { // of a worker, the agent notes what it did
 		a.History = runs.Open(filepath.Join(a.StateDir, "runs"))
 	}
 	// Outside of a container there is no stack that is ours.

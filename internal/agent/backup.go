@@ -31,8 +31,11 @@ type Backup struct {
 	Targets     []string // empty for the agent's
 	// Quiesce says whether services are made to stand still and hooks and dumps are run; it takes an engine.
 	Quiesce Quiesce
-	Mode    Mode
-	Limits  Limits
+	// Pre and Post are commands that are run in services before the freeze and after the
+	// thaw, beside those of the services' labels.
+	Pre, Post []docker.ServiceHook
+	Mode      Mode
+	Limits    Limits
 	// Only, where it is not empty, are the names of the volumes to take, in the modes other than Mounted.
 	Only []string
 	// HoldBytes is how much of what changed is held in memory while services stand
@@ -104,13 +107,21 @@ func (a *Agent) backup(ctx context.Context, b Backup, show Show, take func(conte
 	if err := a.needStack(); err != nil {
 		return nil, err
 	}
-	release, err := a.alone()
-	if err != nil {
-		return nil, err
+	release := func() {}
+	if b.Policy == "" { // a person is told at once, and nothing is noted
+		if release, err = a.alone(); err != nil {
+			return nil, err
+		}
 	}
-	defer release()
+	defer func() { release() }()
 	r := &runs.Run{Kind: runs.Backup, Policy: b.Policy, Trigger: cmp.Or(b.Trigger, "manual")}
 	err = a.record(ctx, r, func(ctx context.Context, r *runs.Run) (err error) {
+		if b.Policy != "" {
+			if release, err = a.whenAlone(ctx); err != nil {
+				release = func() {}
+				return err
+			}
+		}
 		taken, err = take(ctx)
 		if taken != nil && taken.Summary != nil {
 			if b.MaxShrink > 0 && !IsWorker() {
@@ -121,6 +132,28 @@ func (a *Agent) backup(ctx context.Context, b Backup, show Show, take func(conte
 		return err
 	})
 	return taken, err
+}
+
+// askLock is how often it is tried whether another run has ended.
+const askLock = time.Second
+
+// whenAlone is alone for a run that nobody attends to: what a person does at the
+// time it is due is waited for.
+func (a *Agent) whenAlone(ctx context.Context) (release func(), err error) {
+	for waited := false; ; waited = true {
+		release, err := a.alone()
+		if !errors.Is(err, ErrBusy) {
+			return release, err
+		}
+		if !waited {
+			a.Log.Info("the run waits: another of the stack is under way", "stack", a.Stack)
+		}
+		select {
+		case <-time.After(askLock):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("stack %s: wait for another run: %w", a.Stack, ctx.Err())
+		}
+	}
 }
 
 // watchSize warns of a snapshot that lost much of what its parent had: what was
@@ -282,6 +315,9 @@ const postTime = time.Minute
 func (a *Agent) stillness(ctx context.Context, b Backup, o *snapshot.BackupOptions) (*stillness, error) {
 	s := &stillness{a: a}
 	if a.Engine == nil || a.Project == "" {
+		if len(b.Pre)+len(b.Post) > 0 && b.Quiesce != QuiesceNever {
+			return nil, fmt.Errorf("%w: hooks are to be run in services, which takes a Docker engine and a Compose project; mount /var/run/docker.sock, or take the hooks out of the configuration", ErrSettings)
+		}
 		if a.Engine == nil && b.Quiesce == QuiesceAuto && o.Notice != nil && a.inContainer() {
 			o.Notice("no engine is at hand: services are not frozen while their files are read, and dumps are not made; mount /var/run/docker.sock or set DOCKER_HOST for that")
 			for _, v := range o.Volumes {
@@ -307,7 +343,7 @@ func (a *Agent) stillness(ctx context.Context, b Backup, o *snapshot.BackupOptio
 		}
 	}
 	own := a.own()
-	q := a.Engine.Quiescer(docker.QuiesceOptions{Project: a.Project, Swarm: a.swarm, Volumes: volumes, Own: own, StateDir: a.StateDir, Run: newID(), Now: a.Now})
+	q := a.Engine.Quiescer(docker.QuiesceOptions{Project: a.Project, Swarm: a.swarm, Volumes: volumes, Own: own, Pre: b.Pre, Post: b.Post, StateDir: a.StateDir, Run: newID(), Now: a.Now})
 	plan, err := q.Plan(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("plan how services stand still: %w", err)

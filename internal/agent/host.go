@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/disko/backupd/internal/docker"
+	"github.com/disko/backupd/internal/runs"
 	"github.com/disko/backupd/internal/snapshot"
 )
 
@@ -48,7 +49,7 @@ func (a *Agent) stacks(ctx context.Context) ([]stackAgent, error) {
 		s := by[name]
 		if s == nil {
 			of := *a
-			of.Stack, of.Project = name, v.Project
+			of.Stack, of.Project, of.one = name, v.Project, true
 			s = &stackAgent{Agent: &of}
 			by[name] = s
 		}
@@ -75,41 +76,49 @@ func anonymous(name string) bool {
 }
 
 // BackupHost backs up every stack of the machine, one after the other. One that
-// fails does not stop the others.
+// fails does not stop the others. The pass is a run of its own, which failed if any
+// stack did.
 func (a *Agent) BackupHost(ctx context.Context, b Backup, show Show) ([]*Taken, error) {
-	list, err := a.stacks(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if len(list) == 0 {
-		return nil, fmt.Errorf("%w: no stack of this machine has a volume that is backed up", snapshot.ErrNoVolume)
-	}
 	var all []*Taken
-	var errs []error
-	for _, s := range list {
+	r := &runs.Run{Kind: runs.Backup, Policy: b.Policy, Trigger: cmp.Or(b.Trigger, "manual")}
+	err := a.pass(ctx, r, func(s *stackAgent) error {
 		taken, err := s.backup(ctx, b, show, func(ctx context.Context) (*Taken, error) { return s.takeByWorker(ctx, b, s.volumes, show) })
 		if taken != nil {
 			all = append(all, taken)
 		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("stack %s: %w", s.Stack, err))
-		}
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return all, errors.Join(errs...)
+		return err
+	})
+	return all, err
 }
 
 // thinHost does retention for every stack of the machine.
 func (a *Agent) thinHost(ctx context.Context, t Retention) error {
-	list, err := a.stacks(ctx)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, s := range list {
-		errs = append(errs, s.Thin(ctx, t))
-	}
-	return errors.Join(errs...)
+	r := &runs.Run{Kind: runs.Prune, Policy: t.Name, Trigger: "schedule"}
+	return a.pass(ctx, r, func(s *stackAgent) error { return s.Thin(ctx, t) })
+}
+
+// pass does something with every stack of the machine, as one run. The runs of the
+// stacks are told by themselves, but for the ping.
+func (a *Agent) pass(ctx context.Context, r *runs.Run, work func(s *stackAgent) error) error {
+	return a.record(ctx, r, func(ctx context.Context, r *runs.Run) error {
+		list, err := a.stacks(ctx)
+		if err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			return fmt.Errorf("%w: no stack of this machine has a volume that is backed up", snapshot.ErrNoVolume)
+		}
+		r.Parts = true
+		var errs []error
+		for i := range list {
+			s := &list[i]
+			if err := work(s); err != nil {
+				errs = append(errs, fmt.Errorf("stack %s: %w", s.Stack, err))
+			}
+			if ctx.Err() != nil {
+				break
+			}
+		}
+		return errors.Join(errs...)
+	})
 }

@@ -29,9 +29,12 @@ func (a *Agent) alone() (release func(), err error) {
 	if err != nil {
 		// Without its state backupd is slower, and never wrong: two runs at once are
 		// two snapshots.
-		a.Log.Warn("nothing keeps two runs from overlapping; give --state-dir a directory that can be written", "error", err)
+		if a.said.news("lock", true) {
+			a.Log.Warn("nothing keeps two runs from overlapping; give --state-dir a directory that can be written", "error", err)
+		}
 		return func() {}, nil
 	}
+	a.said.news("lock", false)
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
+	"time"
 
 	"github.com/disko/backupd/internal/runs"
+	"github.com/disko/backupd/internal/schedule"
 )
 
 // record does work as a run: it is in the history when it has ended, then it is
@@ -14,36 +17,71 @@ import (
 func (a *Agent) record(ctx context.Context, r *runs.Run, work func(ctx context.Context, r *runs.Run) error) error {
 	r.ID, r.Stack, r.Started = newID(), a.Stack, a.Now().UTC()
 	last := a.lastLike(r)
-	if a.Teller != nil {
+	if a.Teller != nil && !a.one {
 		a.Teller.Started(r)
 	}
 	err := work(ctx, r)
 	r.Finished = a.Now().UTC()
 	switch {
-	case err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled):
-		r.Outcome, r.Error = runs.Interrupted, err.Error()
+	case err != nil && errors.Is(context.Cause(ctx), schedule.ErrTimeout):
+		err = fmt.Errorf("not done after %s: %w; allow more time by its policy's timeout, or find out what is slow: %w", r.Took().Round(time.Second), schedule.ErrTimeout, err)
+		r.Outcome, r.Error = runs.Failed, runs.Clip(err.Error())
+	case err != nil && ctx.Err() != nil:
+		// Whatever came of it, it was broken off: a stop of the machine is no failure.
+		r.Outcome, r.Error = runs.Interrupted, runs.Clip(err.Error())
 	case err != nil:
-		r.Outcome, r.Error = runs.Failed, err.Error()
+		r.Outcome, r.Error = runs.Failed, runs.Clip(err.Error())
 	case r.Outcome == "":
 		r.Outcome = runs.Done
 		if len(r.Warnings) > 0 {
 			r.Outcome = runs.Warnings
 		}
 	}
-	if herr := a.History.Add(*r); herr != nil {
-		a.Log.Error("the run is not in the history", "error", herr)
-	}
+	a.note(r)
 	if a.Teller != nil {
-		a.Teller.Ended(r, last)
+		switch {
+		case a.one:
+			a.Teller.Tell(r, last)
+		case r.Parts:
+			a.Teller.Ping(r)
+		default:
+			a.Teller.Ended(r, last)
+		}
 	}
 	a.sumUp(ctx, r)
 	return err
 }
 
+// note adds a run to the history. That it cannot is said once, until it can again.
+func (a *Agent) note(r *runs.Run) {
+	err := a.History.Add(*r)
+	if a.said.news("history", err != nil) {
+		a.Log.Error("the run is not in the history", "error", err)
+	}
+}
+
+// said remembers what was said of conditions that last.
+type said struct {
+	mu sync.Mutex
+	is map[string]bool
+}
+
+// news says whether a condition is there that was not there the last time.
+func (s *said) news(what string, is bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.is[what]
+	if s.is == nil {
+		s.is = map[string]bool{}
+	}
+	s.is[what] = is
+	return is && !was
+}
+
 // lastLike is the last run of the same kind and policy that ended by itself.
 func (a *Agent) lastLike(r *runs.Run) *runs.Run {
 	last, ok, err := a.History.Last(r.Kind, r.Policy, func(l *runs.Run) bool { return l.Stack == r.Stack && l.Outcome != runs.Interrupted })
-	if err != nil {
+	if a.said.news("history unreadable", err != nil) {
 		a.Log.Warn("the history of runs cannot be read", "error", err)
 	}
 	if !ok {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/disko/backupd/internal/runs"
 	"github.com/disko/backupd/internal/snapshot"
+	"github.com/disko/backupd/internal/store"
 )
 
 // Retention says what is kept of a stack's snapshots.
@@ -37,7 +38,13 @@ func (a *Agent) Thin(ctx context.Context, t Retention) error {
 		var errs []error
 		for _, p := range places.Up {
 			out := runs.Target{Target: p.Repo.Location()}
-			if err := a.thinOne(ctx, p, t, r); err != nil {
+			err := a.thinOne(ctx, p, t, r)
+			switch {
+			case err == nil:
+			case mayNotDelete(err):
+				out.Error = err.Error()
+				r.Warn(fmt.Sprintf("target %s: old snapshots stay there, for these credentials may not delete: %v; run \"backupd forget\" and \"backupd prune\" with others, elsewhere, or take `keep` out of the policy", out.Target, err))
+			default:
 				out.Error = err.Error()
 				errs = append(errs, err)
 			}
@@ -45,6 +52,12 @@ func (a *Agent) Thin(ctx context.Context, t Retention) error {
 		}
 		return errors.Join(errs...)
 	})
+}
+
+// mayNotDelete says whether credentials are not enough for retention: the
+// target refuses them, or it is an agent's key, which can write only.
+func mayNotDelete(err error) bool {
+	return errors.Is(err, store.ErrAccess) || errors.Is(err, snapshot.ErrKey)
 }
 
 func (a *Agent) thinOne(ctx context.Context, p snapshot.Place, t Retention, r *runs.Run) error {
@@ -60,6 +73,9 @@ func (a *Agent) thinOne(ctx context.Context, p snapshot.Place, t Retention, r *r
 	if pruned != nil {
 		for _, s := range pruned.Stacks {
 			r.Freed += s.Freed.Bytes
+			if s.Locked.Objects > 0 && s.LockedUntil.IsZero() {
+				r.Warn(fmt.Sprintf("target %s: %d objects that nothing needs stay there, for these credentials may not delete them; run \"backupd prune\" with others", p.Repo.Location(), s.Locked.Objects))
+			}
 		}
 	}
 	return err

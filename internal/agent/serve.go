@@ -26,6 +26,10 @@ type Policy struct {
 	Jitter, Timeout time.Duration
 	Backup          Backup
 	Keep            *Retention // nil: everything
+	// Drill is done when DrillSchedule says; never where that is nil. Every other
+	// time it takes a random older snapshot instead of the latest.
+	Drill         Drilling
+	DrillSchedule *schedule.Schedule
 }
 
 // Service is what an agent serves.
@@ -50,12 +54,15 @@ func (a *Agent) Serve(ctx context.Context, s Service) error {
 	if err := a.needStack(); err != nil {
 		return err
 	}
-	srv := &server{a: a, s: s, board: &Board{}, since: a.Now()}
+	srv := &server{a: a, s: s, board: &Board{}, since: a.Now(), vigils: openVigils(a.StateDir)}
 	past, err := a.History.All()
 	if err != nil {
 		a.Log.Warn("the history of runs cannot be read", "error", err)
 	}
-	srv.metrics, srv.counted = metrics.New(a.Version, past), len(past)
+	srv.metrics = metrics.New(a.Version, past)
+	if len(past) > 0 {
+		srv.counted = past[len(past)-1].ID
+	}
 	srv.board.Update(func(st *Status) { st.Phase, st.Since, st.Stack = Seeding, srv.since, a.Stack })
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -86,6 +93,9 @@ func (a *Agent) Recover(ctx context.Context) error {
 	if a.StateDir == "" {
 		return nil
 	}
+	if err := a.cleanScratch(); err != nil {
+		a.Log.Warn("what a drill that was killed had left cannot be removed", "error", err)
+	}
 	if a.Engine == nil {
 		left, err := docker.LeftOver(a.StateDir)
 		if err == nil && len(left) > 0 {
@@ -98,6 +108,11 @@ func (a *Agent) Recover(ctx context.Context) error {
 		errs = append(errs, err)
 	} else if n > 0 {
 		a.Log.Info("workers of an agent that is gone were removed", "workers", n)
+	}
+	if n, err := a.Engine.CleanDrills(ctx, docker.ScratchOwner{}); err != nil {
+		errs = append(errs, err)
+	} else if n > 0 {
+		a.Log.Info("what a drill that was killed had left was removed", "things", n)
 	}
 	rec, err := a.Engine.Recover(ctx, a.StateDir)
 	if len(rec.Resumed) > 0 {
@@ -113,9 +128,10 @@ type server struct {
 	board   *Board
 	metrics *metrics.Metrics
 	since   time.Time
+	vigils  *vigils
 
 	mu       sync.Mutex
-	counted  int // runs of the history that the metrics have
+	counted  string // the last run of the history that the metrics have
 	policies []Policy
 }
 
@@ -160,13 +176,12 @@ func (srv *server) count() {
 	if err != nil {
 		return
 	}
-	if len(all) < srv.counted { // the older half was dropped
-		srv.counted = len(all)
-	}
-	for i := srv.counted; i < len(all); i++ {
+	// A history without what was counted last is a new one.
+	first := 1 + slices.IndexFunc(all, func(r runs.Run) bool { return r.ID == srv.counted })
+	for i := first; i < len(all); i++ {
 		srv.metrics.Observe(&all[i])
+		srv.counted = all[i].ID
 	}
-	srv.counted = len(all)
 }
 
 // seed fills fresh volumes, and says so line by line.
@@ -214,6 +229,11 @@ func (srv *server) keep(ctx context.Context) error {
 	}
 	changes := make(chan []schedule.Job)
 	var reloads sync.WaitGroup
+	reloads.Go(func() { // until the first run the metrics would say nothing
+		for _, p := range srv.current() {
+			srv.stock(ctx, p)
+		}
+	})
 	reloads.Go(func() {
 		for {
 			select {
@@ -233,7 +253,7 @@ func (srv *server) keep(ctx context.Context) error {
 		}
 	})
 	err := schedule.Loop(ctx, jobs, schedule.Options{
-		Now: a.Now, Log: a.Log, History: history{a, srv.s.Seed.Source == Host}, Seed: a.Origin, Changes: changes, Beat: srv.beat,
+		Now: a.Now, Log: a.Log, History: history{a}, Seed: a.Origin, Changes: changes, Beat: srv.beat,
 	})
 	srv.board.Update(func(st *Status) { st.Phase = Ending })
 	reloads.Wait()
@@ -246,6 +266,13 @@ func (srv *server) setPolicies(p []Policy) {
 	srv.policies = p
 }
 
+// current are the policies that count now.
+func (srv *server) current() []Policy {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	return srv.policies
+}
+
 // jobs are what the policies ask for. All of one stack go one after the other.
 func (srv *server) jobs() []schedule.Job {
 	srv.mu.Lock()
@@ -255,7 +282,17 @@ func (srv *server) jobs() []schedule.Job {
 		if p.Schedule != nil && !p.Schedule.Never() {
 			jobs = append(jobs, schedule.Job{
 				Name: string(runs.Backup) + " " + p.Name, Lane: srv.a.Stack, Schedule: p.Schedule, Jitter: p.Jitter, Timeout: p.Timeout,
-				Run: func(ctx context.Context, due schedule.Due) error { return srv.backup(ctx, p, due) },
+				Run: func(ctx context.Context, due schedule.Due) error {
+					err := srv.backup(ctx, p, due)
+					srv.stock(ctx, p)
+					return err
+				},
+			})
+		}
+		if p.DrillSchedule != nil && !p.DrillSchedule.Never() {
+			jobs = append(jobs, schedule.Job{
+				Name: string(runs.Drill) + " " + p.Name, Lane: srv.a.Stack, Schedule: p.DrillSchedule, Jitter: p.Jitter, Timeout: p.Timeout,
+				Run: func(ctx context.Context, due schedule.Due) error { return srv.drill(ctx, p, due) },
 			})
 		}
 	}
@@ -281,9 +318,6 @@ func (srv *server) backup(ctx context.Context, p Policy, due schedule.Due) error
 		if p.Keep != nil && ctx.Err() == nil {
 			err = errors.Join(err, srv.a.thinHost(ctx, *p.Keep))
 		}
-		if errors.Is(err, ErrSettings) || errors.Is(err, snapshot.ErrNoVolume) {
-			return err // before there was any run
-		}
 		return noted(err)
 	}
 	if _, err := srv.a.Backup(ctx, b, Show{}); err != nil {
@@ -295,6 +329,29 @@ func (srv *server) backup(ctx context.Context, p Policy, due schedule.Due) error
 	return nil
 }
 
+// drill does a policy's drill: of the latest snapshot, and every other time of an
+// older one, because what lies there for long may rot.
+func (srv *server) drill(ctx context.Context, p Policy, due schedule.Due) error {
+	d := p.Drill
+	d.Policy, d.Trigger = p.Name, trigger(due)
+	if all, err := srv.a.History.All(); err == nil {
+		for i := range all {
+			if all[i].Kind == runs.Drill && all[i].Policy == p.Name && all[i].Outcome.Good() {
+				d.Random = !d.Random
+			}
+		}
+	}
+	if d.Mode == Host {
+		_, err := srv.a.DrillHost(ctx, d, Show{})
+		if errors.Is(err, ErrSettings) {
+			return err // before there was any run
+		}
+		return noted(err)
+	}
+	_, err := srv.a.Drill(ctx, d, Show{})
+	return noted(err)
+}
+
 // beat notes a sign of life, and looks whether anything is wrong.
 func (srv *server) beat(st schedule.Status) {
 	srv.count()
@@ -303,7 +360,7 @@ func (srv *server) beat(st schedule.Status) {
 		next = st.Next[0].At
 	}
 	srv.metrics.Next(next)
-	problems := srv.a.problems(srv.watched(st.Now), srv.s.Seed.Source == Host)
+	problems := srv.problems(st.Now)
 	srv.board.Update(func(s *Status) {
 		if !slices.Equal(s.Problems, problems) && len(problems) > 0 {
 			srv.a.Log.Warn("something is wrong", slog.Any("problems", problems))
@@ -312,50 +369,15 @@ func (srv *server) beat(st schedule.Status) {
 	})
 }
 
-// watched are the policies whose backups are expected.
-func (srv *server) watched(now time.Time) []Watched {
-	srv.mu.Lock()
-	defer srv.mu.Unlock()
-	var out []Watched
-	for _, p := range srv.policies {
-		if p.Schedule == nil || p.Schedule.Never() {
-			continue
-		}
-		out = append(out, Watched{Name: p.Name, Every: distance(p.Schedule, now) + p.Jitter, Since: srv.since})
-	}
-	return out
-}
-
-// distance is the longest time between two of the next runs: on working days
-// only, it is that of a weekend.
-func distance(s *schedule.Schedule, now time.Time) time.Duration {
-	var longest time.Duration
-	at := s.Next(now)
-	for range 10 {
-		next := s.Next(at)
-		if next.IsZero() {
-			break
-		}
-		longest = max(longest, next.Sub(at))
-		at = next
-	}
-	return longest
-}
-
 // history tells the loop what ran before.
-type history struct {
-	a    *Agent
-	host bool // any stack counts
-}
+type history struct{ a *Agent }
 
-// Last implements schedule.History.
+// Last implements schedule.History. Where many stacks are served, a pass over all
+// of them is what ran: one that was cut off is made up.
 func (h history) Last(_ context.Context, job string) (time.Time, bool) {
-	all, err := h.a.History.All()
-	if err != nil {
-		return time.Time{}, false
-	}
+	all, _ := h.a.History.All() // what cannot be read is not known
 	for _, r := range slices.Backward(all) {
-		if string(r.Kind)+" "+r.Policy == job && (r.Stack == h.a.Stack || h.host) && r.Outcome != runs.Interrupted && r.Trigger != "manual" {
+		if string(r.Kind)+" "+r.Policy == job && r.Stack == h.a.Stack && r.Outcome != runs.Interrupted && r.Trigger != "manual" {
 			return r.Started, true
 		}
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -39,11 +40,12 @@ type Limits struct {
 // Program is backupd in its own image.
 const Program = "/backupd"
 
-// Job is a command that a worker does on volumes of the project.
+// Job is a command that a worker does on volumes.
 type Job struct {
 	Args    []string // a command of backupd and its arguments
-	Env     []string // KEY=VALUE, beside the agent's own
+	Env     []string // KEY=VALUE, beside what every worker gets
 	Volumes []docker.Volume
+	At      string // where the volumes are mounted; VolumesDir where empty
 	Write   bool
 	Limits  Limits
 }
@@ -58,16 +60,21 @@ func (a *Agent) work(ctx context.Context, j Job, show Show, out any) error {
 		Stderr: &tail{max: 4096},
 	}
 	for _, v := range j.Volumes {
-		o.Mounts = append(o.Mounts, docker.WorkerMount{Volume: v.Name, At: path.Join(VolumesDir, v.Key), ReadOnly: !j.Write})
+		o.Mounts = append(o.Mounts, docker.WorkerMount{Volume: v.Name, At: path.Join(cmp.Or(j.At, VolumesDir), v.Key), ReadOnly: !j.Write})
 	}
 	w, err := a.Engine.RunWorker(ctx, o)
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	env := append(ownEnvironment(), j.Env...)
-	env = append(env, envAgent+"="+a.Self.ID, envProject+"="+a.Project, "BACKUPD_STACK="+a.Stack, "BACKUPD_ORIGIN="+a.Origin, "BACKUPD_VOLUMES="+string(Mounted))
-	result, err := worker.Call(ctx, w, worker.Request{Args: j.Args, Env: env}, events(show))
+	settings, files, err := a.workerSettings()
+	if err != nil {
+		return err
+	}
+	env := append(ownEnvironment(), settings...)
+	env = append(env, j.Env...)
+	env = append(env, "BACKUPD_STATE_DIR="+a.StateDir, envAgent+"="+a.Self.ID, envProject+"="+a.Project, "BACKUPD_STACK="+a.Stack, "BACKUPD_ORIGIN="+a.Origin, "BACKUPD_VOLUMES="+string(Mounted))
+	result, err := worker.Call(ctx, w, worker.Request{Args: j.Args, Env: env, Files: files}, events(show))
 	if err != nil {
 		if errors.Is(err, worker.ErrGone) || errors.Is(err, worker.ErrProtocol) {
 			if text := o.Stderr.(*tail).String(); text != "" {
@@ -86,12 +93,30 @@ func (a *Agent) work(ctx context.Context, j Job, show Show, out any) error {
 	return nil
 }
 
-// ownEnvironment is what a worker gets of the agent's: it is sent, and not part
-// of the container, where anybody who may inspect it would read it.
+func (a *Agent) workerSettings() ([]string, []worker.File, error) {
+	if a.WorkerSettings == nil {
+		return nil, nil, nil
+	}
+	env, files, err := a.WorkerSettings()
+	if err != nil {
+		return nil, nil, fmt.Errorf("gather what a worker needs to know: %w", err)
+	}
+	return env, files, nil
+}
+
+// ownEnvironment is what a worker gets of the agent's environment: what is not
+// backupd's. Its settings the worker gets as they count, and none that is an
+// agent's: a worker keeps no schedule and tells nobody. All of it is sent, and not
+// part of the container, where anybody who may inspect it would read it.
 func ownEnvironment() []string {
+	drop := []string{
+		"HOSTNAME", "PATH", "HOME",
+		// Files that a worker may not have: WorkerSettings sends what is in them.
+		"AWS_ACCESS_KEY_ID_FILE", "AWS_SECRET_ACCESS_KEY_FILE", "AWS_SESSION_TOKEN_FILE",
+	}
 	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
-		return name == "HOSTNAME" || name == "PATH" || name == "HOME" || strings.HasPrefix(name, "BACKUPD_WORKER_") || name == "BACKUPD_VOLUME"
+		return slices.Contains(drop, name) || strings.HasPrefix(name, "BACKUPD_")
 	})
 }
 
@@ -159,15 +184,38 @@ func (a *Agent) takeByWorker(ctx context.Context, b Backup, vols []docker.Volume
 	if b.Quiesce != "" {
 		args = append(args, "--quiesce", string(b.Quiesce))
 	}
+	hooks, err := json.Marshal(workerHooks{b.Pre, b.Post})
+	if err != nil {
+		return nil, err
+	}
 	taken := &Taken{}
-	if err := a.work(ctx, Job{Args: args, Env: []string{envTrigger + "=" + b.Trigger}, Volumes: vols, Limits: b.Limits}, show, taken); err != nil {
+	if err := a.work(ctx, Job{Args: args, Env: []string{envTrigger + "=" + b.Trigger, envHooks + "=" + string(hooks)}, Volumes: vols, Limits: b.Limits}, show, taken); err != nil {
 		return nil, err
 	}
 	return taken, nil
 }
 
-// envTrigger tells a worker why its snapshot is taken.
-const envTrigger = "BACKUPD_WORKER_TRIGGER"
+// envTrigger tells a worker why its snapshot is taken, envHooks what is to be run
+// in services around that.
+const (
+	envTrigger = "BACKUPD_WORKER_TRIGGER"
+	envHooks   = "BACKUPD_WORKER_HOOKS"
+)
+
+type workerHooks struct{ Pre, Post []docker.ServiceHook }
+
+// WorkerHooks are the hooks that a worker's agent asks for; none in another process.
+func WorkerHooks() (pre, post []docker.ServiceHook, err error) {
+	text := os.Getenv(envHooks)
+	if text == "" || !IsWorker() {
+		return nil, nil, nil
+	}
+	var h workerHooks
+	if err := json.Unmarshal([]byte(text), &h); err != nil {
+		return nil, nil, fmt.Errorf("read what the agent asks for: %w", err)
+	}
+	return h.Pre, h.Post, nil
+}
 
 // WorkerTrigger is why a worker's snapshot is taken; empty where a person asked.
 func WorkerTrigger() string { return os.Getenv(envTrigger) }

@@ -27,6 +27,10 @@ const (
 	// labelWorker is on the containers that backupd makes itself; its value is the
 	// id of the container that made it.
 	labelWorker = labelPrefix + "worker"
+	// labelScratch and labelScratchStack are on the containers and volumes of drills;
+	// their values are the id of the container that made them, and for which stack.
+	labelScratch      = labelPrefix + "scratch"
+	labelScratchStack = labelPrefix + "scratch.stack"
 	// labelExclude stands on volumes.
 	labelExclude = labelPrefix + "exclude"
 )
@@ -87,6 +91,19 @@ type Dump struct {
 // Set says whether there is a dump.
 func (d Dump) Set() bool { return d.Kind != "" || d.Command != "" }
 
+// Check says how a drill checks what was restored of a service, whose program runs
+// on it: a built-in Kind, or a command. The zero Check is none.
+type Check struct {
+	Kind Kind
+	Hook
+}
+
+// Set says whether there is a check.
+func (c Check) Set() bool { return c.Kind != "" || c.Command != "" }
+
+// String is the kind, or the command.
+func (c Check) String() string { return cmp.Or(string(c.Kind), c.Command) }
+
 // Policy is what the labels of a service ask for.
 type Policy struct {
 	Quiesce Quiesce
@@ -95,7 +112,7 @@ type Policy struct {
 	StopTimeout time.Duration
 	Pre, Post   Hook
 	Dump        Dump
-	Drill       Hook
+	Drill       Check
 }
 
 // serviceLabels are all that may stand on a service.
@@ -146,7 +163,7 @@ func ParsePolicy(service string, labels map[string]string) (Policy, error) {
 		StopTimeout: r.duration(labelQuiesceTimeout, 0),
 		Pre:         r.hook(labelPre, defaultHookTimeout),
 		Post:        r.hook(labelPost, defaultHookTimeout),
-		Drill:       r.hook(labelDrill, defaultDrillTimeout),
+		Drill:       r.drill(),
 		Dump:        r.dump(),
 	}
 	if p.StopTimeout > 0 && (p.Quiesce == QuiescePause || p.Quiesce == QuiesceNone) {
@@ -157,6 +174,9 @@ func ParsePolicy(service string, labels map[string]string) (Policy, error) {
 
 // Excluded says whether a volume's labels keep it out of backups.
 func Excluded(v Volume) (bool, error) {
+	if _, scratch := v.Labels[labelScratch]; scratch {
+		return true, nil
+	}
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(v.Labels)) {
 		if strings.HasPrefix(name, labelPrefix) && name != labelExclude {
@@ -240,6 +260,33 @@ func (r *labelReader) orphans(label string, variants ...string) {
 			r.fail(label+v, "needs %s beside it", label)
 		}
 	}
+}
+
+// drillKinds are the words for built-in checks.
+var drillKinds = []string{string(Postgres), string(MySQL), string(MariaDB), string(Redis)}
+
+func (r *labelReader) drill() Check {
+	c := Check{Hook: r.hook(labelDrill, defaultDrillTimeout)}
+	word := strings.TrimSpace(c.Command)
+	switch {
+	case word == "":
+		return c
+	case slices.Contains(drillKinds, word):
+		c.Kind = Kind(word)
+	case word == "postgresql":
+		c.Kind = Postgres
+	case word == "valkey":
+		c.Kind = Redis
+	case word == string(MongoDB) || word == "mongo":
+		r.fail(labelDrill, "is %q, for which no check is built in; give a command that fails if the data are not good", word)
+	default:
+		if near, distance := nearest(word, drillKinds); distance <= 2 && !strings.ContainsAny(word, " /") {
+			r.fail(labelDrill, "is %q; do you mean %s?", word, near)
+		}
+		return c
+	}
+	c.Command = ""
+	return c
 }
 
 func (r *labelReader) dump() Dump {

@@ -24,7 +24,7 @@ func TestLabelsAreReadWithTheirDefaults(t *testing.T) {
 			Pre:   Hook{"flush --all", "app:app", defaultHookTimeout},
 			Post:  Hook{"resume", "", 10 * time.Second},
 			Dump:  Dump{Kind: Postgres, User: "70", Timeout: time.Hour, File: "all.sql"},
-			Drill: Hook{"pg_amcheck --all", "", defaultDrillTimeout},
+			Drill: Check{Hook: Hook{"pg_amcheck --all", "", defaultDrillTimeout}},
 		}},
 		{"a command dumps", map[string]string{"backupd.dump": "tool export -"}, Policy{Quiesce: QuiesceDefault, Dump: Dump{Command: "tool export -", File: "dump"}}},
 		{"one word is a command", map[string]string{"backupd.dump": "pg_dumpall"}, Policy{Quiesce: QuiesceDefault, Dump: Dump{Command: "pg_dumpall", File: "dump"}}},
@@ -109,7 +109,7 @@ func FuzzParsePolicy(f *testing.F) {
 		if p.Dump.Set() && (p.Dump.File == "" || strings.Contains(p.Dump.File, "/")) {
 			t.Errorf("a dump into file %q", p.Dump.File)
 		}
-		for _, h := range []Hook{p.Pre, p.Post, p.Drill} {
+		for _, h := range []Hook{p.Pre, p.Post, p.Drill.Hook} {
 			if h.Set() && h.Timeout <= 0 {
 				t.Errorf("a hook without a time-out: %+v", h)
 			}

@@ -27,6 +27,8 @@ type QuiesceOptions struct {
 	// Own are the ids of backupd's own containers, which are left alone with all
 	// of their services.
 	Own []string
+	// Pre and Post are hooks beside those of the labels: they come first, and last.
+	Pre, Post []ServiceHook
 	// StateDir is where the journal is kept, in journal/RUN.json.
 	StateDir, Run string
 	Now           func() time.Time // nil: time.Now
@@ -70,7 +72,7 @@ func (q *Quiescer) Plan(ctx context.Context) (*Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the containers that use the volumes of %s: %w", q.opt.Project, explainAccess(err))
 	}
-	return NewPlan(PlanInput{Stack: stack, Volumes: q.opt.Volumes, Own: q.opt.Own, Others: running})
+	return NewPlan(PlanInput{Stack: stack, Volumes: q.opt.Volumes, Own: q.opt.Own, Others: running, Pre: q.opt.Pre, Post: q.opt.Post})
 }
 
 // Check says before anything is done whether the engine would allow the plan: an

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -62,9 +63,21 @@ type PlanInput struct {
 	Own []string
 	// Others are containers of other projects and of none that run.
 	Others []Container
+	// Pre and Post are hooks beside those of the labels: they come first, and last.
+	Pre, Post []ServiceHook
 }
 
-// NewPlan decides. The error is that of labels that cannot be read.
+// ServiceHook is a hook that no label asks for, but a configuration.
+type ServiceHook struct {
+	Service string `json:"service"`
+	Command string `json:"command"`
+	// User is the container's own where empty, Timeout 5 minutes where zero.
+	User    string        `json:"user,omitempty"`
+	Timeout time.Duration `json:"timeout,omitempty"` // nanoseconds
+}
+
+// NewPlan decides. The error is that of labels that cannot be read, or of a hook
+// for a service that is not there.
 //
 // By default a service that writes to a volume that is backed up is stopped if
 // it has a healthcheck, because a paused container is unhealthy until its next
@@ -97,6 +110,12 @@ func NewPlan(in PlanInput) (*Plan, error) {
 	// Services stand in the order of their dependencies: what needs another one
 	// is told first, and is told last that it is over.
 	slices.Reverse(p.Pre)
+	pre, err1 := p.asked(in, in.Pre)
+	post, err2 := p.asked(in, in.Post)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	p.Pre, p.Post = append(pre, p.Pre...), append(p.Post, post...)
 	for h := tallest; h >= 0; h-- {
 		p.addWaves(byHeight[h])
 	}
@@ -238,6 +257,26 @@ func (p *Plan) hooks(svc *Service, policy Policy) {
 	if policy.Post.Set() {
 		p.Post = append(p.Post, HookStep{svc.Name, *c, policy.Post})
 	}
+}
+
+// asked are hooks of a configuration, in the first containers of their services.
+func (p *Plan) asked(in PlanInput, hooks []ServiceHook) ([]HookStep, error) {
+	var out []HookStep
+	var errs []error
+	for _, h := range hooks {
+		svc := in.Stack.Service(h.Service)
+		if svc == nil {
+			errs = append(errs, fmt.Errorf("hook %q: project %s has no container of a service %s; write the service's name as in the Compose file, or start it", h.Command, p.Project, h.Service))
+			continue
+		}
+		c := svc.running()
+		if c == nil {
+			p.warn("service %s does not run: its hooks are left out", svc.Name)
+			continue
+		}
+		out = append(out, HookStep{svc.Name, *c, Hook{h.Command, h.User, cmp.Or(h.Timeout, defaultHookTimeout)}})
+	}
+	return out, errors.Join(errs...)
 }
 
 // running is the first container of a service that runs, or nil; not one of `compose run`.

@@ -1,7 +1,9 @@
 package docker
 
 import (
+	"strings"
 	"testing"
+	"time"
 )
 
 func TestPlans(t *testing.T) {
@@ -80,5 +82,48 @@ func TestDumpsAreOfServicesThatRun(t *testing.T) {
 	}
 	if _, err := Dumps(stack, nil); err == nil {
 		t.Error("a service that does not run can be dumped")
+	}
+}
+
+func TestHooksOfAConfigurationAreAroundThoseOfLabels(t *testing.T) {
+	running := func(name, label string) Service {
+		return Service{Name: name, Labels: map[string]string{"backupd.pre": label, "backupd.post": label}, Containers: []Container{{ID: name, Name: name, State: "running"}}}
+	}
+	stopped := Service{Name: "idle", Containers: []Container{{ID: "idle", Name: "idle", State: "exited"}}}
+	in := PlanInput{
+		Stack: &Stack{Project: "shop", Services: []Service{running("db", "label"), stopped}},
+		Pre:   []ServiceHook{{Service: "db", Command: "first", User: "www", Timeout: time.Minute}, {Service: "db", Command: "second"}, {Service: "idle", Command: "x"}},
+		Post:  []ServiceHook{{Service: "db", Command: "last"}},
+	}
+	p, err := NewPlan(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "run in db as www, for at most 1m0s: first\nrun in db, for at most 5m0s: second\nrun in db, for at most 5m0s: label\nno service has to stand still\n" +
+		"run in db, for at most 5m0s: label\nrun in db, for at most 5m0s: last\nwarning: service idle does not run: its hooks are left out\n"
+	if p.String() != want {
+		t.Errorf("the plan is\n%s", p)
+	}
+	in.Post = append(in.Post, ServiceHook{Service: "dbb", Command: "x"})
+	if _, err := NewPlan(in); err == nil || !strings.Contains(err.Error(), "no container of a service dbb") {
+		t.Errorf("a hook for a service that is not there: %v", err)
+	}
+}
+
+func TestChecksOfDrillsAreReadFromLabels(t *testing.T) {
+	for label, want := range map[string]Check{
+		"postgres": {Kind: Postgres}, "postgresql": {Kind: Postgres}, "mysql": {Kind: MySQL}, "mariadb": {Kind: MariaDB}, "redis": {Kind: Redis}, "valkey": {Kind: Redis},
+		"pg_amcheck --all": {Hook: Hook{Command: "pg_amcheck --all"}},
+	} {
+		p, err := ParsePolicy("db", map[string]string{"backupd.drill": label})
+		want.Timeout = defaultDrillTimeout
+		if err != nil || p.Drill != want {
+			t.Errorf("%s: %+v, %v", label, p.Drill, err)
+		}
+	}
+	for _, label := range []string{"mongodb", "postgers", " "} {
+		if p, err := ParsePolicy("db", map[string]string{"backupd.drill": label}); err == nil {
+			t.Errorf("%q is %+v", label, p.Drill)
+		}
 	}
 }

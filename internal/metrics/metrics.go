@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/disko/backupd/internal/runs"
@@ -55,7 +56,7 @@ func New(version string, past []runs.Run) *Metrics {
 	m.next = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "backupd", Name: "next_run_timestamp_seconds", Help: "When the next run is due; 0 where none is."})
 	m.seeded = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "backupd", Name: "ready", Help: "1 when the volumes are seeded and the schedule is kept."})
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "backupd", Name: "build_info", Help: "1, with the version."}, []string{"version"})
-	m.registry.MustRegister(m.next, m.seeded, build)
+	m.registry.MustRegister(m.next, m.seeded, build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	build.WithLabelValues(version).Set(1)
 	for i := range past {
 		m.Observe(&past[i])

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -155,23 +156,73 @@ func TestWhatCannotBeSentIsTriedAgainAndThenLogged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		tries := map[string]int{}
+		tries, lost := map[string]int{}, []string{}
 		for _, name := range []string{"late", "never"} {
-			tell.enqueue(job{name, func(context.Context) error {
+			tell.enqueue(tell.pings, job{name, func(context.Context) error {
 				if tries[name]++; name == "late" && tries[name] == 3 {
 					return nil
 				}
 				return errors.New("no way")
-			}})
+			}, func() { lost = append(lost, name) }})
 		}
+		begin := time.Now()
 		tell.Close(t.Context())
-		if tries["late"] != 3 || tries["never"] != attempts {
-			t.Errorf("tries: %v", tries)
+		if tries["late"] != 3 || tries["never"] < 5 || time.Since(begin) > pingPatience+time.Minute {
+			t.Errorf("tries: %v in %s", tries, time.Since(begin))
+		}
+		if !slices.Equal(lost, []string{"never"}) {
+			t.Errorf("lost: %q", lost)
 		}
 		if n := strings.Count(log.String(), `msg="message not sent"`); n != 1 {
 			t.Errorf("%d messages are logged as lost:\n%s", n, &log)
 		}
 	})
+}
+
+func TestAMessageOutlastsAnEveningWithoutNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tell, err := New(t.Context(), Settings{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin, arrived := time.Now(), time.Duration(0)
+		dead, alive := tell.lane(messagePatience), tell.lane(messagePatience)
+		tell.lanes = append(tell.lanes, dead, alive)
+		tell.enqueue(dead, job{"late", func(context.Context) error {
+			if time.Since(begin) < 5*time.Hour {
+				return errors.New("no route to host")
+			}
+			arrived = time.Since(begin)
+			return nil
+		}, func() { t.Error("it was given up") }})
+		tell.enqueue(alive, job{"at once", func(context.Context) error {
+			if time.Since(begin) > 0 {
+				t.Error("one service waits for another")
+			}
+			return nil
+		}, nil})
+		tell.Close(t.Context())
+		if arrived < 5*time.Hour || arrived > 5*time.Hour+2*maxPause {
+			t.Errorf("it arrived after %s", arrived)
+		}
+	})
+}
+
+func TestWhatWasNeverSentIsToldByTheNextRun(t *testing.T) {
+	b := newInbox(t)
+	b.fail = 1
+	state := filepath.Join(t.TempDir(), "told.json")
+	tell := teller(t, Settings{URLs: []string{b.address()}, StateFile: state})
+	tell.Ended(run(runs.Failed), nil)
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	tell.Close(stopped) // the machine is stopped before it could be sent
+	tell = teller(t, Settings{URLs: []string{b.address()}, StateFile: state})
+	tell.Ended(run(runs.Failed), run(runs.Failed))
+	tell.Close(t.Context())
+	if got := b.messages(); len(got) != 1 || !strings.Contains(got[0], "no space left") {
+		t.Errorf("messages: %q", got)
+	}
 }
 
 func TestClosingDoesNotWaitForASilentService(t *testing.T) {
@@ -180,7 +231,7 @@ func TestClosingDoesNotWaitForASilentService(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		tell.enqueue(job{"silent", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }})
+		tell.enqueue(tell.pings, job{"silent", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, nil})
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		begin := time.Now()

@@ -1,15 +1,16 @@
 package runs
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -20,25 +21,44 @@ const (
 	// maxSize is when the older half of the file is dropped: some 10,000 runs,
 	// which is years of nights.
 	maxSize = 4 << 20
-	// maxLine bounds a record; a longer one is no record of ours.
-	maxLine = 1 << 20
 )
 
 // History is the runs of one installation, in a directory of its state. Several
-// processes may use it at once. The zero value remembers nothing.
-type History struct{ dir string }
+// processes may use it at once. What cannot be written (the disk is full, there is
+// no directory) is remembered for as long as the process lives, and written when
+// that is possible again.
+type History struct {
+	dir string
+
+	mu      sync.Mutex
+	pending []Run       // not written yet
+	seen    fs.FileInfo // of the file when it was read last
+	list    []Run       // what it had
+}
+
+// maxPending bounds what is remembered of what cannot be written.
+const maxPending = 1000
 
 // Open returns the history in dir, which is made when something is added; empty
-// for one that remembers nothing.
+// for one that ends with the process.
 func Open(dir string) *History { return &History{dir: dir} }
 
-// Add appends a run. It is on the disk when Add returns nil.
+// Add appends a run. It is on the disk when Add returns nil, unless there is no directory.
 func (h *History) Add(r Run) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.pending = append(h.pending, r)
+	if n := len(h.pending) - maxPending; n > 0 {
+		h.pending = slices.Delete(h.pending, 0, n)
+	}
 	if h.dir == "" {
 		return nil
 	}
-	if err := h.add(r); err != nil {
-		return fmt.Errorf("note the run in %s: %w", h.dir, err)
+	for len(h.pending) > 0 {
+		if err := h.add(h.pending[0]); err != nil {
+			return fmt.Errorf("note the run in %s: %w; it is remembered until backupd ends: make room there, or make it writable", h.dir, err)
+		}
+		h.pending = h.pending[1:]
 	}
 	return nil
 }
@@ -64,7 +84,8 @@ func (h *History) add(r Run) error {
 		return err
 	}
 	// A record that a crash cut short has no end of line: ours begins on the next.
-	if size, err := f.Seek(0, 2); err == nil && size > 0 {
+	size, serr := f.Seek(0, io.SeekEnd)
+	if serr == nil && size > 0 {
 		last := []byte{0}
 		if _, err := f.ReadAt(last, size-1); err == nil && last[0] != '\n' {
 			line = append([]byte{'\n'}, line...)
@@ -73,6 +94,9 @@ func (h *History) add(r Run) error {
 	_, err = f.Write(append(line, '\n'))
 	if err == nil {
 		err = f.Sync()
+	}
+	if err != nil && serr == nil {
+		_ = f.Truncate(size) // it is written again later, whole
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
@@ -118,31 +142,44 @@ func (h *History) shorten() error {
 }
 
 // All returns the runs, the oldest first. A history that is not there is empty.
+// With an error it returns what this process remembers.
 func (h *History) All() ([]Run, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	list, err := h.written()
+	return slices.Concat(list, h.pending), err
+}
+
+// written reads the file, if it is not as it was when it was read last: an agent
+// asks every half minute, for years.
+func (h *History) written() ([]Run, error) {
 	if h.dir == "" {
 		return nil, nil
 	}
-	f, err := os.Open(h.path())
+	st, err := os.Stat(h.path())
 	if errors.Is(err, fs.ErrNotExist) {
+		h.seen, h.list = nil, nil
 		return nil, nil
+	}
+	if err == nil && h.seen != nil && os.SameFile(st, h.seen) && st.Size() == h.seen.Size() && st.ModTime().Equal(h.seen.ModTime()) {
+		return h.list, nil
+	}
+	var data []byte
+	if err == nil {
+		data, err = os.ReadFile(h.path())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the history of runs: %w", err)
 	}
-	defer f.Close()
 	var out []Run
-	lines := bufio.NewScanner(f)
-	lines.Buffer(make([]byte, 64<<10), maxLine)
-	for lines.Scan() {
+	for line := range bytes.SplitSeq(data, []byte{'\n'}) {
 		var r Run
 		// What a newer version adds is passed over; what a crash cut is left out.
-		if json.Unmarshal(lines.Bytes(), &r) == nil && r.ID != "" && r.Kind != "" {
+		if json.Unmarshal(line, &r) == nil && r.ID != "" && r.Kind != "" {
 			out = append(out, r)
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("read the history of runs in %s: %w", h.path(), err)
-	}
+	h.seen, h.list = st, out
 	return out, nil
 }
 

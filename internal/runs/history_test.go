@@ -80,7 +80,7 @@ func TestTheHistoryIsBounded(t *testing.T) {
 		add(t, h, Run{ID: fmt.Sprint(i), Kind: Backup, Error: long})
 	}
 	st, err := os.Stat(h.path())
-	if err != nil || st.Size() > maxSize+maxLine {
+	if err != nil || st.Size() > maxSize+200<<10 {
 		t.Fatalf("the file has %d bytes, %v", st.Size(), err)
 	}
 	all, err := h.All()
@@ -116,10 +116,77 @@ func TestSeveralProcessesMayNoteRunsAtOnce(t *testing.T) {
 	}
 }
 
-func TestWithoutAStateDirectoryNothingIsRemembered(t *testing.T) {
+func TestWithoutAStateDirectoryRunsAreRememberedByTheProcess(t *testing.T) {
 	h := Open("")
 	add(t, h, Run{ID: "a", Kind: Backup})
-	if all, err := h.All(); err != nil || len(all) != 0 {
+	if all, err := h.All(); err != nil || ids(all) != "a" {
 		t.Errorf("%q, %v", ids(all), err)
+	}
+	if all, err := Open("").All(); err != nil || len(all) != 0 {
+		t.Errorf("another process knows %q, %v", ids(all), err)
+	}
+}
+
+func TestWhatCannotBeWrittenIsRememberedAndWrittenLater(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "runs")
+	add(t, Open(dir), Run{ID: "a", Kind: Backup})
+	h := Open(dir)
+	// A directory in the file's place cannot be written, not even by root.
+	moved := h.path() + ".moved"
+	must(t, os.Rename(h.path(), moved), os.Mkdir(h.path(), 0o700))
+	for _, id := range []string{"b", "c"} {
+		if err := h.Add(Run{ID: id, Kind: Backup}); err == nil || !strings.Contains(err.Error(), "make room there") {
+			t.Fatalf("run %s was written into a directory: %v", id, err)
+		}
+	}
+	if all, _ := h.All(); ids(all) != "b c" {
+		t.Errorf("the process remembers %q", ids(all))
+	}
+	must(t, os.Remove(h.path()), os.Rename(moved, h.path()))
+	add(t, h, Run{ID: "d", Kind: Backup})
+	for _, from := range []*History{h, Open(dir)} {
+		if all, err := from.All(); err != nil || ids(all) != "a b c d" {
+			t.Errorf("the history has %q, %v", ids(all), err)
+		}
+	}
+}
+
+func must(t *testing.T, errs ...error) {
+	t.Helper()
+	for _, err := range errs {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAnotherProcessesRunsAreSeen(t *testing.T) {
+	dir := t.TempDir()
+	a, b := Open(dir), Open(dir)
+	for n := range 3 {
+		add(t, a, Run{ID: fmt.Sprint("a", n), Kind: Backup})
+		add(t, b, Run{ID: fmt.Sprint("b", n), Kind: Backup})
+		for _, h := range []*History{a, b} {
+			if all, err := h.All(); err != nil || len(all) != 2*(n+1) || all[len(all)-1].ID != fmt.Sprint("b", n) {
+				t.Fatalf("the history has %q, %v", ids(all), err)
+			}
+		}
+	}
+	must(t, os.Remove(a.path())) // the state volume was lost
+	if all, err := a.All(); err != nil || len(all) != 0 {
+		t.Errorf("a history that is gone has %q, %v", ids(all), err)
+	}
+}
+
+func TestGarbageInTheHistoryHidesNothing(t *testing.T) {
+	h := Open(t.TempDir())
+	add(t, h, Run{ID: "a", Kind: Backup})
+	f, err := os.OpenFile(h.path(), os.O_APPEND|os.O_WRONLY, 0)
+	must(t, err)
+	_, err = f.Write(make([]byte, 2<<20)) // what some file systems leave after a power cut
+	must(t, err, f.Close())
+	add(t, h, Run{ID: "b", Kind: Backup})
+	if all, err := h.All(); err != nil || ids(all) != "a b" {
+		t.Errorf("the history has %q, %v", ids(all), err)
 	}
 }

@@ -9,6 +9,7 @@ package runs
 
 import (
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -58,20 +59,35 @@ type Run struct {
 	Frozen  float64  `json:"frozen_seconds,omitempty"`
 	Volumes []Volume `json:"volumes,omitempty"`
 	Targets []Target `json:"targets,omitempty"`
+	// Parts: it is a pass over several stacks, each of which has a run of its own.
+	Parts bool `json:"parts,omitempty"`
 	// Removed counts snapshots that were forgotten, or objects that were
 	// deleted; Freed is the bytes of the latter.
 	Removed int   `json:"removed,omitempty"`
 	Freed   int64 `json:"freed,omitempty"`
 }
 
-// MaxWarnings bounds the warnings of a record.
-const MaxWarnings = 20
+// MaxWarnings bounds the warnings of a record; MaxText the bytes of each, and of
+// its error.
+const (
+	MaxWarnings = 20
+	MaxText     = 8 << 10
+)
+
+// Clip shortens a text to MaxText.
+func Clip(text string) string {
+	if len(text) <= MaxText {
+		return text
+	}
+	return strings.ToValidUTF8(text[:MaxText], "") + " ..."
+}
 
 // Took is how long the run lasted.
 func (r *Run) Took() time.Duration { return r.Finished.Sub(r.Started) }
 
 // Warn adds a warning, unless there are many already.
 func (r *Run) Warn(text string) {
+	text = Clip(text)
 	if len(r.Warnings) < MaxWarnings && !slices.Contains(r.Warnings, text) {
 		r.Warnings = append(r.Warnings, text)
 	}

@@ -365,7 +365,7 @@ func (l *loop) ended(ctx context.Context, r result) {
 	attrs := []any{keyJob, r.job, keyDuration, l.o.Now().Round(0).Sub(r.started).Round(time.Millisecond), keyNext, next}
 	switch {
 	case r.err == nil:
-		l.o.Log.InfoContext(ctx, "run ended", attrs...)
+		l.o.Log.DebugContext(ctx, "job ended", attrs...) // what it did, it says by itself
 	case ctx.Err() != nil && errors.Is(r.err, context.Canceled):
 		l.o.Log.WarnContext(ctx, "run broken off: the agent stops", append(attrs, keyError, r.err)...)
 	default:

@@ -24,12 +24,23 @@ type plan struct {
 	remove  []string // what the snapshot does not have, topmost first
 	bytes   int64    // of the files that go
 	absent  map[string]index.Kind
+	// found, where set, is a comparison: what differs is noted there, and also what a
+	// restore would write anew to be on the safe side is looked into.
+	found *Compared
 }
 
-func (p *plan) touch(path string) {
+// touch notes that a path differs from the snapshot, and how.
+func (p *plan) touch(path, how string) {
 	p.mu.Lock()
-	p.changed[index.Hash(path)] = struct{}{}
-	p.mu.Unlock()
+	defer p.mu.Unlock()
+	hash := index.Hash(path)
+	if _, known := p.changed[hash]; known {
+		return
+	}
+	p.changed[hash] = struct{}{}
+	if p.found != nil {
+		p.found.differs(path, how)
+	}
 }
 
 func (p *plan) touches(path string) bool {
@@ -55,7 +66,7 @@ type planner struct {
 // makePlan compares the volume with the snapshot: types by a walk, then what
 // is of the right type by its metadata and content, every byte of it.
 func (r *restore) makePlan(ctx context.Context) (*plan, error) {
-	p := &plan{changed: map[uint64]struct{}{}}
+	p := &plan{changed: map[uint64]struct{}{}, found: r.exact}
 	src, err := tree.OpenSource(r.o.Path)
 	if err != nil {
 		return nil, err
@@ -69,7 +80,7 @@ func (r *restore) makePlan(ctx context.Context) (*plan, error) {
 		err = src.Walk(ctx, pl)
 	}
 	for err == nil && pl.err == nil && pl.entry != nil {
-		pl.touch(pl.entry.Path)
+		pl.lacks(pl.entry)
 		err = pl.advance()
 	}
 	if err = errors.Join(pl.err, err); err != nil {
@@ -91,6 +102,14 @@ func (p *planner) advance() error {
 	return err
 }
 
+// lacks notes an entry of the snapshot that the volume does not have.
+func (p *planner) lacks(e *index.Entry) {
+	if p.found != nil && (e.Kind == index.Gone || e.Kind.LeftOut() || e.Path == index.Root) {
+		return
+	}
+	p.touch(e.Path, "is missing")
+}
+
 // Skip implements tree.Visitor: it does the comparing; Visit has nothing left to do.
 func (p *planner) Skip(n *tree.Node) bool {
 	if p.err != nil || n.Path == tree.IncompleteMark || strings.HasPrefix(n.Path, "lost+found") && (n.Path == "lost+found" || n.Path[10] == '/') {
@@ -105,7 +124,7 @@ func (p *planner) Skip(n *tree.Node) bool {
 		if d == 0 {
 			e = p.entry
 		} else {
-			p.touch(p.entry.Path) // the volume lacks it
+			p.lacks(p.entry)
 		}
 		p.err = p.advance()
 	}
@@ -113,6 +132,7 @@ func (p *planner) Skip(n *tree.Node) bool {
 		e = nil
 	}
 	isDir := n.Stat.Type == tarstream.Dir
+	how := "is not in the snapshot"
 	switch {
 	case e != nil && e.Kind.LeftOut():
 		return true // its like was there when the snapshot was taken: hands off
@@ -125,12 +145,15 @@ func (p *planner) Skip(n *tree.Node) bool {
 	case e == nil || e.Kind != index.KindOf(n.Stat.Type) && !(e.Kind == index.Link && !isDir):
 		p.removed = n.Path
 		p.remove = append(p.remove, n.Path)
-	case e.Kind == index.File && n.Stat.Nlink > 1:
+		if e != nil {
+			how = "is of another type"
+		}
+	case e.Kind == index.File && n.Stat.Nlink > 1 && p.found == nil:
 		// It may be linked to what the snapshot has apart: write it anew.
 	default:
 		return false
 	}
-	p.touch(n.Path)
+	p.touch(n.Path, how)
 	if n.Stat.Type == tarstream.File {
 		p.bytes += n.Stat.Size
 	}
@@ -153,8 +176,8 @@ func (r *restore) compare(ctx context.Context, p *plan) error {
 		if err != nil {
 			return nil, err
 		}
-		differs := func() {
-			p.touch(e.Path)
+		differs := func(how string) {
+			p.touch(e.Path, how)
 			p.mu.Lock()
 			p.bytes += st.Size
 			p.mu.Unlock()
@@ -164,21 +187,30 @@ func (r *restore) compare(ctx context.Context, p *plan) error {
 			return nil, err
 		}
 		if !same || st.Size != h.Size {
-			differs()
+			differs("has another size, time, mode, owner or attribute")
 			return nil, nil
 		}
 		f, err := r.dest.OpenRead(e.Path)
 		if err != nil {
 			return nil, err
 		}
-		return &comparer{f: f, extents: layout(h), differs: differs}, nil
+		if p.found != nil {
+			p.found.add(h.Size)
+		}
+		return &comparer{f: f, extents: layout(h), differs: func() { differs("has another content") }}, nil
 	})
 	if err != nil {
 		return err
 	}
 	return r.v.nodes(ctx, func(e *index.Entry, h *tarstream.Header) error {
-		if e.Kind == index.Dir || e.Kind == index.Link || p.touches(e.Path) || !r.wants(e.Path) {
+		if p.touches(e.Path) || !r.wants(e.Path) {
 			return nil
+		}
+		if e.Kind == index.Dir || e.Kind == index.Link {
+			if p.found == nil {
+				return nil
+			}
+			return r.compareNode(p, e, h)
 		}
 		st, err := r.dest.Lstat(e.Path)
 		if err != nil {
@@ -191,7 +223,10 @@ func (r *restore) compare(ctx context.Context, p *plan) error {
 			same = text == h.Link
 		}
 		if same = same && st.Major == h.Major && st.Minor == h.Minor; !same && err == nil {
-			p.touch(e.Path)
+			p.touch(e.Path, "has another time, mode, owner, attribute, target or device")
+		}
+		if p.found != nil {
+			p.found.add(0)
 		}
 		return err
 	})

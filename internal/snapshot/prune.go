@@ -725,6 +725,14 @@ func (p *pruner) garbage(s *survey) *garbage {
 			maps.Copy(names, r.names)
 		}
 	}
+	relied := map[string]bool{} // packs of live runs' parents, which others may have too
+	for _, m := range s.manifests {
+		if parents[m.ID] && m.Err == nil {
+			for _, key := range m.Manifest.objects() {
+				relied[p.r.stored(key)] = true
+			}
+		}
+	}
 	for _, m := range s.manifests {
 		key := p.r.stored(snapshotKey(m.Stack, m.Sequence, m.ID))
 		if !m.Forgotten || parents[m.ID] || s.listed[key] {
@@ -738,7 +746,7 @@ func (p *pruner) garbage(s *survey) *garbage {
 					continue
 				}
 				name, err := packName(plain)
-				held = held || err != nil || names[name.Run]
+				held = held || err != nil || names[name.Run] || relied[key]
 				keys[key] = size
 			}
 		}
@@ -800,7 +808,7 @@ func (p *pruner) leftovers(ctx context.Context, s *survey, g *garbage) error {
 	return nil
 }
 
-// tidy removes intents, claims and records that nothing depends on any more.
+// tidy removes intents, claims, and records of what was forgotten and drilled, that nothing depends on any more.
 func (p *pruner) tidy(ctx context.Context, s *survey, g *garbage) error {
 	for _, key := range g.spent {
 		if err := p.raw.Delete(ctx, key); err != nil && !errors.Is(err, store.ErrAccess) {
@@ -852,5 +860,5 @@ func (p *pruner) tidy(ctx context.Context, s *survey, g *garbage) error {
 			return err
 		}
 	}
-	return nil
+	return p.tidyDrills(ctx, s)
 }

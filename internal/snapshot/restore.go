@@ -82,8 +82,9 @@ type restore struct {
 	o       RestoreOptions
 	dest    *tree.Dest
 	include patterns
-	plan    *plan // nil: the volume is empty, everything is to be written
-	resumed bool  // an earlier restore into the fresh volume did not end
+	plan    *plan     // nil: the volume is empty, everything is to be written
+	resumed bool      // an earlier restore into the fresh volume did not end
+	exact   *Compared // of Compare, which restores nothing
 	mu      sync.Mutex
 	stats   RestoreStats
 	root    *tarstream.Header // of the volume's root; read before the mark goes

@@ -43,6 +43,15 @@ type Request struct {
 	Version int      `json:"version"`
 	Args    []string `json:"args"`          // a command and its arguments
 	Env     []string `json:"env,omitempty"` // KEY=VALUE; secrets travel here, and never in a container's configuration
+	Files   []File   `json:"files,omitempty"`
+}
+
+// File is a file that the agent has and the worker may not: a secret, say, that
+// Compose has put into the agent's container. Env is the variable that is to name it,
+// in a list with commas where several files have the same one.
+type File struct {
+	Env     string `json:"env"`
+	Content []byte `json:"content"`
 }
 
 // Progress is how far a worker has come. Counters, not steps: each message replaces the last.

@@ -166,8 +166,15 @@ func (w *Writer) Rest() error {
 	if w.buf != nil {
 		out--
 	}
-	for range out {
-		<-w.free
+	for k := range out {
+		select {
+		case <-w.free:
+		case <-w.ctx.Done(): // and whoever puts may not know it yet
+			for range k {
+				w.free <- nil
+			}
+			return context.Cause(w.ctx)
+		}
 	}
 	for range out {
 		w.free <- nil

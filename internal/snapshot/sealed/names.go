@@ -160,7 +160,7 @@ func (s *Reader) readName(ctx context.Context, dir string) (string, error) {
 // secret says whether an object's content is encrypted. What is not, tells
 // sizes, counts and times: intents, and what forget and prune note, by keys.
 func (p path) secret() bool {
-	return p.volume != "" || p.rest == nameObject || strings.HasPrefix(p.rest, "snapshots/")
+	return p.volume != "" || p.rest == nameObject || strings.HasPrefix(p.rest, "snapshots/") || strings.HasPrefix(p.rest, "drills/")
 }
 
 // signed says whether an object is a manifest.

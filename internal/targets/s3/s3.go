@@ -37,6 +37,7 @@ type Target struct {
 	base     string // the prefix and a slash, or empty
 	endpoint string // host, for messages; empty for Amazon's
 	client   *s3.Client
+	http     *http.Client
 	now      func() time.Time
 
 	overwrite overwriteGuard
@@ -60,7 +61,7 @@ func Open(ctx context.Context, opts Options) (*Target, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open s3://%s: %w", opts.Bucket, err)
 	}
-	t := &Target{opts: opts, now: opts.Now, overwrite: newOverwriteGuard()}
+	t := &Target{opts: opts, http: httpClient, now: opts.Now, overwrite: newOverwriteGuard()}
 	if opts.Prefix != "" {
 		t.base = opts.Prefix + "/"
 	}
@@ -81,6 +82,13 @@ func Open(ctx context.Context, opts Options) (*Target, error) {
 // which are its owner's to choose.
 func Create(ctx context.Context, opts Options) (*Target, error) {
 	return Open(ctx, opts)
+}
+
+// Close closes the connections that wait to be used again. An agent opens its
+// targets anew for each run.
+func (t *Target) Close() error {
+	t.http.CloseIdleConnections()
+	return nil
 }
 
 // configure is what differs from the SDK's defaults.
