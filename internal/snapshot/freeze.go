@@ -48,6 +48,7 @@ type frozen struct {
 	hold    hold
 	took    time.Duration
 	thaw    error
+	end     context.CancelCauseFunc // of the passes that were read frozen; nil without a limit
 }
 
 // also adds to an error what is wrong with the services.
@@ -121,6 +122,9 @@ func (b *backupRun) takeAll(ctx context.Context, sources []*tree.Source) error {
 	defer func() {
 		for _, j := range jobs {
 			j.end()
+		}
+		if b.frozen != nil && b.frozen.end != nil {
+			b.frozen.end(context.Canceled)
 		}
 	}()
 	if b.frozen == nil {
@@ -236,10 +240,13 @@ func (b *backupRun) readFrozen(ctx context.Context, jobs []*volumeJob) (*volumeJ
 		return nil, fmt.Errorf("%w: %w", ErrFreeze, err)
 	}
 	if b.o.FreezeLimit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, b.o.FreezeLimit, errFrozenLong)
+		limit, cancel := context.WithTimeoutCause(ctx, b.o.FreezeLimit, errFrozenLong)
 		defer cancel()
-		stop := context.AfterFunc(ctx, func() {
+		// The passes' own: what they put off is done when the freeze is over, and
+		// must not end with it.
+		ctx, f.end = context.WithCancelCause(ctx)
+		stop := context.AfterFunc(limit, func() {
+			f.end(context.Cause(limit))
 			for _, j := range jobs {
 				j.cancel() // an upload that hangs
 			}
