@@ -350,6 +350,14 @@ func (a *Agent) stillness(ctx context.Context, b Backup, o *snapshot.BackupOptio
 	if err != nil {
 		return nil, fmt.Errorf("plan how services stand still: %w", err)
 	}
+	err = q.AwaitStart(ctx, plan, func(services []string) {
+		if o.Notice != nil {
+			o.Notice("waiting until " + strings.Join(services, ", ") + " has started")
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
 	s.said = append(s.said, plan.Warnings...)
 	switch err := q.Check(ctx, plan); {
 	case errors.Is(err, docker.ErrMayNot) && !docker.Demanded(err):

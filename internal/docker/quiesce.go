@@ -601,6 +601,7 @@ func (q *Quiescer) mayFreeze(ctx context.Context, steps []Step) error {
 		ActScale: {q.engine.mayScale(ctx)},
 	}
 	doing := "make " + strings.Join(services(steps, func(Step) bool { return true }), ", ") + " stand still"
+	var refused []string // all of them, so that the proxy's settings are changed once
 	for _, act := range []Act{ActStop, ActPause, ActScale} {
 		of := func(s Step) bool { return s.Act == act }
 		if !slices.ContainsFunc(steps, of) {
@@ -608,9 +609,12 @@ func (q *Quiescer) mayFreeze(ctx context.Context, steps []Step) error {
 		}
 		for _, p := range requests[act] {
 			if p.refused() {
-				return &MayNotError{Doing: doing, Permission: p.name, Asked: services(steps, func(s Step) bool { return s.Asked })}
+				refused = append(refused, p.name)
 			}
 		}
+	}
+	if len(refused) > 0 {
+		return &MayNotError{Doing: doing, Permission: strings.Join(refused, " and "), Asked: services(steps, func(s Step) bool { return s.Asked })}
 	}
 	return nil
 }

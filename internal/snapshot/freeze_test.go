@@ -633,3 +633,32 @@ func TestAFreezeEndsAtItsLimit(t *testing.T) {
 	}
 	f.wantThawed(t, 1)
 }
+
+// What is put off until the services run again is done, though the time that
+// they may stand still is over by then.
+func TestAFreezeWithinItsLimitIsCompletedAfterIt(t *testing.T) {
+	l := newLab(t)
+	for i := range 8 {
+		l.write("data", fmt.Sprint("large", i), noise(uint64(i), 2<<20))
+	}
+	n := 0
+	f := &freezer{freeze: func(context.Context) error {
+		n++
+		for i := range 8 {
+			l.write("data", fmt.Sprint("large", i), noise(uint64(100*n+i), 2<<20))
+		}
+		return nil
+	}}
+	st := storetest.NewMemory()
+	r, err := Ensure(context.Background(), st, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for range 5 { // the encoders may be quick
+		_, err = r.Backup(context.Background(), st, BackupOptions{Stack: "shop", Volumes: l.sources(), Freeze: f, FreezeLimit: 5 * time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}

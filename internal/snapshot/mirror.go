@@ -81,6 +81,9 @@ func (b *backupRun) put(ctx context.Context, key string, data []byte, cached boo
 	}
 	err := b.intent.put(ctx, key, data)
 	wg.Wait()
+	if errors.Is(err, store.ErrNoSpace) {
+		err = fmt.Errorf("%w; free space there, or have `backupd forget` and `backupd prune` delete old snapshots", err)
+	}
 	if err != nil {
 		return &placeError{fmt.Errorf("write to %s: %w", b.r.Location(), err)}
 	}

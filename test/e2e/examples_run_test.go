@@ -30,8 +30,8 @@ func configured(t *testing.T, example, override string, env ...string) *teststac
 	return p
 }
 
-// sql asks the database of a stack.
-func sql(p *teststack.Project, user, statement string) string {
+// queried asks the database of a stack.
+func queried(p *teststack.Project, user, statement string) string {
 	return strings.TrimSpace(p.Exec("db", "psql", "-v", "ON_ERROR_STOP=1", "-U", user, "-Atqc", statement))
 }
 
@@ -104,7 +104,7 @@ services:
 	server := stack()
 	server.Up()
 	server.WaitHealthy("db")
-	sql(server, "postgres", "CREATE TABLE article (title text); INSERT INTO article VALUES ('of the server')")
+	queried(server, "postgres", "CREATE TABLE article (title text); INSERT INTO article VALUES ('of the server')")
 	if code, said := backup(t, server); code != 0 {
 		t.Fatalf("backup: %d %s", code, said)
 	}
@@ -125,7 +125,7 @@ services:
 	clone := stack()
 	clone.Up()
 	clone.WaitHealthy("db")
-	if got := sql(clone, "postgres", "SELECT title FROM article"); got != "of the server" {
+	if got := queried(clone, "postgres", "SELECT title FROM article"); got != "of the server" {
 		t.Errorf("the rows are %q", got)
 	}
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto/rand"
 	"errors"
 	"io/fs"
 	"os"
@@ -94,22 +95,29 @@ func TestRestoreOverDataInUse(t *testing.T) {
 // What is half restored is nothing to start with.
 func TestARestoreThatEndsHalfWayLeavesTheServiceStopped(t *testing.T) {
 	t.Parallel()
-	repository := snapshotted(t)
+	volumes, repository := t.TempDir(), t.TempDir()
+	film := make([]byte, 8<<20)
+	rand.Read(film)
+	write(t, filepath.Join(volumes, "data/rows"), serverRows)
+	write(t, filepath.Join(volumes, "data/film"), string(film))
+	write(t, filepath.Join(volumes, "home/note"), serverHome)
+	backUp(t, volumes, repository)
 	p := checkout(t, repository, socket)
 	p.Up()
-	p.Exec("application", "sh", "-c", "echo broken >/srv/data/rows; rm -r /srv/data/images")
-	// Bad blocks: nobody sees them before the bytes are read.
-	for _, name := range packs(t, repository) {
-		content, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i := range len(content) / 2 {
-			content[i] ^= 0x55
-		}
-		if err := os.WriteFile(name, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
+	isTheServers(t, p)
+	p.Exec("application", "sh", "-c", "echo broken >/srv/data/rows; rm /srv/data/film")
+	// A bad block in the film, which nobody sees before it is written.
+	pack := largest(t, repository)
+	content, err := os.ReadFile(pack)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content[len(content)/2] ^= 0x55
+	if err := os.Chmod(pack, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(pack, content, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	code, said := try(t, p, "restore", "--force")
 	t.Log(said)
@@ -127,17 +135,22 @@ func TestARestoreThatEndsHalfWayLeavesTheServiceStopped(t *testing.T) {
 	}
 }
 
-// packs are the packs of a volume.
-func packs(t *testing.T, repository string) (names []string) {
+// largest is a repository's largest object.
+func largest(t *testing.T, repository string) (name string) {
 	t.Helper()
+	var size int64
 	err := filepath.WalkDir(repository, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() && strings.Contains(path, "/packs/") {
-			names = append(names, path)
+		if err != nil || d.IsDir() {
+			return err
+		}
+		i, err := d.Info()
+		if err == nil && i.Size() > size {
+			name, size = path, i.Size()
 		}
 		return err
 	})
-	if err != nil || len(names) == 0 {
-		t.Fatalf("packs: %v %v", names, err)
+	if err != nil || name == "" {
+		t.Fatalf("no object in %s: %v", repository, err)
 	}
-	return names
+	return name
 }

@@ -10,10 +10,10 @@ import (
 	"github.com/disko/backupd/internal/teststack"
 )
 
-// shop is the smallest stack that has all the traps of seeding: a volume that is
+// shopFile is the smallest stack that has all the traps of seeding: a volume that is
 // empty at first, and one that Docker fills from the image. Its application only
 // lives, so that stacks come and go in seconds.
-const shop = `
+const shopFile = `
 services:
   application:
     image: backupd-test/base
@@ -70,7 +70,7 @@ func checkout(t *testing.T, repository string, overrides ...string) *teststack.P
 		t.Skip("the repository's directory belongs to root in the container")
 	}
 	teststack.Images(t, "base")
-	p := teststack.NewProject(t, "backupd-e2e", shop)
+	p := teststack.NewProject(t, "backupd-e2e", shopFile)
 	files := []string{"compose.yaml"}
 	for i, o := range overrides {
 		name := "compose." + string(rune('a'+i)) + ".yaml"
