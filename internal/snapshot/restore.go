@@ -169,15 +169,10 @@ func (r *restore) run(ctx context.Context) error {
 	if err := r.dest.WriteMark(append(text, '\n')); err != nil {
 		return err
 	}
-	if whole {
-		err = r.v.spans.count(ctx)
-	} else {
+	if !whole {
 		defer r.v.beginTars(ctx)()
 	}
-	if err != nil {
-		return err
-	}
-	steps := []func(context.Context) error{r.discard, r.removeOthers, r.findStandIns, r.makeDirs, r.writeFiles, r.writeSpecials, r.writeLinks, r.finishDirs}
+	steps := []func(context.Context) error{r.discard, r.removeOthers, r.findStandIns, r.makeDirs, r.v.spans.count, r.writeFiles, r.writeSpecials, r.writeLinks, r.finishDirs}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return r.explain(err)

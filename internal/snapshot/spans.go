@@ -3,6 +3,7 @@ package snapshot
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -16,8 +17,7 @@ import (
 // last. Each for itself would be a request; so a span is read once, and stays
 // until all that the frame table wants of it was taken, as far as there is room.
 //
-// It is a way to read, and no promise: what is not here, or cannot be had as a
-// span, is read by itself.
+// What is not worth it, or has no room, is read by itself.
 type spans struct {
 	v *volumeReader
 
@@ -44,14 +44,14 @@ type want struct {
 }
 
 // span is a piece of a pack in memory. Its fields are of spans.mu, but data
-// and failed, which are there once done is closed.
+// and err, which are there once done is closed.
 type span struct {
-	done   chan struct{}
-	data   []byte
-	failed bool
-	size   int64
-	users  int
-	used   uint64 // when, by spans.tick
+	done  chan struct{}
+	data  []byte
+	err   error
+	size  int64
+	users int
+	used  uint64 // when, by spans.tick
 }
 
 const (
@@ -91,7 +91,7 @@ func (s *spans) ahead(ctx context.Context) (end func()) {
 			k := spanKey{pack.Name{Run: most.Run, N: most.First + uint32(i)}, n}
 			room -= min(spanSize, int64(size)-int64(n)*spanSize)
 			s.lookahead.Go(func() {
-				if sp := s.take(ctx, k, guessed); sp != nil {
+				if sp, _ := s.take(ctx, k, guessed); sp != nil { // whoever wants it meets the error
 					s.giveBack(k, sp, 0)
 				}
 			})
@@ -105,6 +105,9 @@ func (s *spans) ahead(ctx context.Context) (end func()) {
 
 // count adds up what the frame table wants of each span.
 func (s *spans) count(ctx context.Context) error {
+	if s == nil {
+		return nil
+	}
 	cur, err := index.NewFrameCursor(ctx, s.v.pg, s.v.vol.Frames, nil)
 	if err != nil {
 		return err
@@ -191,7 +194,7 @@ func (s *spans) keepTar(ref pack.Ref) {
 	if s.tarBytes += int(ref.Len); s.tarBytes > maxTars {
 		return
 	}
-	if sp := s.held[k]; sp != nil && sp.data != nil {
+	if sp := s.held[k]; sp != nil && sp.data != nil && sp.err == nil {
 		s.v.tars.put(ref, within(sp, ref))
 		return
 	}
@@ -213,9 +216,9 @@ const (
 	guessed                // before anybody knows what it is worth
 )
 
-// take returns a span, which it fetches if need be; nil where it is not to be
-// had, or not worth it.
-func (s *spans) take(ctx context.Context, k spanKey, u urgency) *span {
+// take returns a span, which it fetches if need be; nil where that is not worth
+// it, or there is no room.
+func (s *spans) take(ctx context.Context, k spanKey, u urgency) (*span, error) {
 	s.mu.Lock()
 	s.tick++
 	if sp := s.held[k]; sp != nil {
@@ -226,18 +229,18 @@ func (s *spans) take(ctx context.Context, k spanKey, u urgency) *span {
 		case <-sp.done:
 		case <-ctx.Done():
 			s.giveBack(k, sp, 0)
-			return nil
+			return nil, ctx.Err()
 		}
-		if sp.failed {
+		if sp.err != nil {
 			s.giveBack(k, sp, 0)
-			return nil
+			return nil, sp.err
 		}
-		return sp
+		return sp, nil
 	}
 	size := s.size(k)
 	if u != guessed && !s.worth(k) || u == needed && !s.makeRoom(size) || s.bytes+size > maxSpans {
 		s.mu.Unlock()
-		return nil
+		return nil, nil
 	}
 	sp := &span{done: make(chan struct{}), size: size, users: 1, used: s.tick}
 	s.held[k] = sp
@@ -245,23 +248,24 @@ func (s *spans) take(ctx context.Context, k spanKey, u urgency) *span {
 	s.want(k).read = true
 	s.mu.Unlock()
 
-	data, err := s.v.r.store.Get(ctx, packKey(s.v.stack, s.v.vol.Name, k.pack), int64(k.n)*spanSize, size)
+	key := packKey(s.v.stack, s.v.vol.Name, k.pack)
+	data, err := s.v.r.store.Get(ctx, key, int64(k.n)*spanSize, size)
 	s.mu.Lock()
-	sp.data, sp.failed = data, err != nil
-	if sp.failed {
-		s.drop(k, sp)
+	if sp.data = data; err != nil { // it stays until whoever wants it has met the error
+		sp.err = fmt.Errorf("read %s: %w", key, err)
+		sp.users--
 	}
 	tars := s.tars[k]
 	delete(s.tars, k)
 	s.mu.Unlock()
 	close(sp.done)
-	if sp.failed { // whoever wants something of it asks for that, and meets the error
-		return nil
+	if sp.err != nil {
+		return nil, sp.err
 	}
 	for _, ref := range tars {
 		s.v.tars.put(ref, within(sp, ref))
 	}
-	return sp
+	return sp, nil
 }
 
 // makeRoom drops spans that nobody uses, the longest unused first, until one
@@ -322,7 +326,10 @@ func (s *spans) fetch(ctx context.Context, refs []pack.Ref, use func(i int, data
 
 // fetchSpan is fetch of frames that begin in one span.
 func (s *spans) fetchSpan(ctx context.Context, k spanKey, refs []pack.Ref, use func(i int, data []byte) error) error {
-	sp := s.take(ctx, k, needed)
+	sp, err := s.take(ctx, k, needed)
+	if err != nil {
+		return err
+	}
 	if sp == nil {
 		return s.v.fetchAlone(ctx, refs, use)
 	}
@@ -332,7 +339,6 @@ func (s *spans) fetchSpan(ctx context.Context, k spanKey, refs []pack.Ref, use f
 		data := within(sp, ref)
 		taken += int64(len(data))
 		if len(data) < int(ref.Len) {
-			var err error
 			if data, err = s.join(ctx, data, ref); err != nil {
 				return err
 			}
@@ -355,9 +361,9 @@ func (s *spans) join(ctx context.Context, data []byte, ref pack.Ref) ([]byte, er
 		if k.n == ref.Off/spanSize {
 			continue
 		}
-		sp := s.take(ctx, k, needed)
+		sp, err := s.take(ctx, k, needed)
 		if sp == nil {
-			return nil, ctx.Err()
+			return nil, err
 		}
 		data = append(data, sp.data[:n]...)
 		s.giveBack(k, sp, n)
@@ -409,7 +415,7 @@ func (w *fileReader) stage() error {
 func (s *spans) readAhead(ctx context.Context, keys []spanKey) {
 	for _, k := range keys {
 		s.lookahead.Go(func() {
-			if sp := s.take(ctx, k, soon); sp != nil {
+			if sp, _ := s.take(ctx, k, soon); sp != nil { // likewise
 				s.giveBack(k, sp, 0)
 			}
 		})
