@@ -207,8 +207,8 @@ func (s *stream) compare(f *tree.File, old []oldPiece) error {
 				raw := append(buf[:p.size], zeros[:int(p.ref.Raw)-p.size]...)
 				if want := s.v.frames.noted(p.ref.ID); want != (print{}) {
 					p.same = s.v.printer.print(raw) == want
-				} else {
-					p.same = pack.Sum(raw) == p.ref.ID
+				} else if p.same = pack.Sum(raw) == p.ref.ID; p.same {
+					s.v.frames.note(p.ref.ID, s.v.printer.print(raw)) // the next pass is spared the sum
 				}
 				if p.same {
 					continue
