@@ -118,6 +118,7 @@ func TestNightlySnapshotsOfABusyDatabaseStartInAClone(t *testing.T) {
 				return n >= begun+2, out + server.Logs("backup")
 			})
 			server.Compose("stop", "backup")
+			server.WaitHealthy("db") // it may just have been let go on
 			atTheEnd, _ := count(server, "orders")
 			if s := server.State("db"); s.Status != "running" {
 				t.Errorf("the database is %+v after the nights", s)
@@ -126,6 +127,7 @@ func TestNightlySnapshotsOfABusyDatabaseStartInAClone(t *testing.T) {
 
 			clone := stack("")
 			clone.Up("db")
+			clone.WaitHealthy("db")
 			made, said := count(clone, "orders")
 			paid, _ := count(clone, "payments")
 			if made == 0 || made != paid || made > atTheEnd {
