@@ -48,15 +48,7 @@ type frozen struct {
 	hold    hold
 	took    time.Duration
 	thaw    error
-	end     func() // of the context that the last pass runs under; nil where it has no limit
-}
-
-// close releases what the last pass needed to its end.
-func (f *frozen) close() {
-	if f.end != nil {
-		f.end()
-	}
-	f.hold.spill.close()
+	end     func() // of the context that the last pass runs under
 }
 
 // also adds to an error what is wrong with the services.
@@ -84,44 +76,28 @@ const defaultHold = 48 << 20
 
 // hold says what is put off until the services run again.
 type hold struct {
-	mu    sync.Mutex
-	on    bool
-	left  int64
-	spill *spill // nil where there is none
+	mu   sync.Mutex
+	on   bool
+	left int64
 }
 
-// keep says whether n bytes may be kept in memory for later.
+// keep says whether n bytes may be kept for later.
 func (h *hold) keep(n int) bool {
 	if h == nil {
 		return false
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.on || h.left < int64(n) {
-		return false
+	if h.left -= int64(n); h.left < 0 {
+		h.on = false
 	}
-	h.left -= int64(n)
-	return true
+	return h.on
 }
 
-// lodge says where in the spill n bytes may be kept for later.
-func (h *hold) lodge(n int) (off int64, ok bool) {
-	if h == nil {
-		return 0, false
-	}
+// begin puts off from now on, up to that many bytes.
+func (h *hold) begin(most int64) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.on {
-		return 0, false
-	}
-	return h.spill.reserve(n)
-}
-
-// begin puts off from now on, up to that many bytes in memory, and then as many
-// as a directory has room for.
-func (h *hold) begin(most int64, dir string) {
-	h.mu.Lock()
-	h.on, h.left, h.spill = true, most, openSpill(dir)
+	h.on, h.left = true, most
 	h.mu.Unlock()
 }
 
@@ -147,11 +123,11 @@ func (b *backupRun) takeAll(ctx context.Context, sources []*tree.Source) error {
 		for _, j := range jobs {
 			j.end()
 		}
-		if b.frozen != nil {
-			b.frozen.close()
-		}
 	}()
-	if b.frozen == nil {
+	if b.frozen != nil {
+		b.frozen.end = func() {}
+		defer func() { b.frozen.end() }()
+	} else {
 		// What a dump refers to is in the volumes when these are read later.
 		if err := b.dumps(ctx); err != nil {
 			return err
@@ -277,7 +253,7 @@ func (b *backupRun) readFrozen(ctx context.Context, jobs []*volumeJob) (*volumeJ
 		})
 		defer limit.Stop()
 	}
-	f.hold.begin(cmp.Or(b.o.HoldBytes, defaultHold), b.r.cache.dir)
+	f.hold.begin(cmp.Or(b.o.HoldBytes, defaultHold))
 	for _, j := range jobs {
 		j.perform()
 		err := j.gather(ctx)

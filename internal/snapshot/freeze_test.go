@@ -266,15 +266,9 @@ func mustTruncate(t *testing.T, path string, size int64) {
 	}
 }
 
-// More changes than memory may hold, and no disk for them: what is beyond it is
-// stored while frozen.
+// More changes than memory may hold: what is beyond it is stored while frozen.
 func TestAFreezeHoldsNoMoreInMemoryThanItMay(t *testing.T) {
 	w := newWorld(t)
-	var err error
-	if w.repo, err = Ensure(context.Background(), w.target, Options{}); err != nil {
-		t.Fatal(err)
-	}
-	defer w.repo.Close()
 	names := []string{"a", "b", "c"}
 	var sources []Source
 	for i, n := range names {
@@ -326,67 +320,6 @@ func TestAFreezeHoldsNoMoreInMemoryThanItMay(t *testing.T) {
 		testtree.Compare(t, filepath.Join(state, n), dir, testtree.Options{})
 	}
 	w.verify()
-}
-
-// What memory has no room for waits on disk, where nothing of it is left.
-func TestWhatChangedWaitsOnDiskUntilTheServicesRun(t *testing.T) {
-	w := newWorld(t)
-	if spillRoom(w.root) <= 0 {
-		t.Skip("the directory of this test lies in memory")
-	}
-	change := func(seed uint64) {
-		write := func(name string, seed uint64, n int) {
-			if err := os.WriteFile(filepath.Join(w.volume, name), noise(seed, n), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		write("table", seed, 20<<20)
-		for i := range uint64(40) {
-			write(fmt.Sprint("small", i), seed*100+i, 30<<10)
-		}
-	}
-	change(1)
-	state := filepath.Join(w.root, "state")
-	var still atomic.Bool
-	f := &freezer{
-		freeze: func(context.Context) error {
-			change(2)
-			testtree.Clone(t, w.volume, state)
-			still.Store(true)
-			return nil
-		},
-		thaw: func(context.Context) error {
-			still.Store(false)
-			change(3)
-			return nil
-		},
-	}
-	var early atomic.Int64
-	st := &storetest.Faulty{Writer: w.target, Hook: func(op, _ string, _ int) storetest.Fault {
-		if op == storetest.OpPut && still.Load() {
-			early.Add(1)
-		}
-		return storetest.None
-	}}
-	s, err := w.repo.Backup(context.Background(), st, BackupOptions{
-		Stack: "shop", Volumes: []Source{{Name: "data", Path: w.volume}}, Freeze: f, HoldBytes: 1 << 20, FreezeLimit: time.Minute,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := early.Load(); n > 0 {
-		t.Errorf("%d objects were uploaded while frozen", n)
-	}
-	testtree.Compare(t, state, w.restoreNew(s.ID), testtree.Options{})
-	err = filepath.WalkDir(filepath.Join(w.root, "cache"), func(path string, _ os.DirEntry, err error) error {
-		if strings.HasPrefix(filepath.Base(path), ".tmp-") {
-			t.Errorf("%s was left", path)
-		}
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
 }
 
 // backupFrozen is a backup with a freeze in which the lab's volumes change.

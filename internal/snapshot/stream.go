@@ -56,8 +56,7 @@ type stream struct {
 	header []byte  // scratch
 	cut    chunker // of large files; its memory serves one after the other
 	window frameWindow
-	held   []func() error // put off, in memory
-	lodged []func() error // put off, on disk
+	held   []func() error // put off while the services stand still
 }
 
 // slotJob is a slot on its way.
@@ -107,7 +106,7 @@ func (s *stream) buffer() (*[]byte, error) {
 func (s *stream) giveBack(b *[]byte) { s.bufs <- b }
 
 // encode has an encoder do its work on raw, a buffer, and gives that back. While
-// the services are frozen it only keeps a copy, as long as there is room for it.
+// the services are frozen it only keeps a copy, as long as there is memory for it.
 func (s *stream) encode(raw *[]byte, work func(raw []byte) error) {
 	if s.v.hold.keep(len(*raw)) {
 		kept := slices.Clone(*raw)
@@ -115,7 +114,7 @@ func (s *stream) encode(raw *[]byte, work func(raw []byte) error) {
 		s.held = append(s.held, func() error { return work(kept) })
 		return
 	}
-	work = s.lodge(len(*raw), work)
+	s.unhold()
 	s.g.Go(func() error {
 		defer s.giveBack(raw)
 		return work(*raw)
@@ -128,46 +127,11 @@ func (s *stream) own(raw []byte, work func(raw []byte) error) {
 		s.held = append(s.held, func() error { return work(raw) })
 		return
 	}
-	work = s.lodge(len(raw), work)
+	s.unhold()
 	s.g.Go(func() error { return work(raw) })
 }
 
-// lodge returns what is to be done now with n bytes for which memory has no
-// room: writing them down for later, or their work, where nothing is frozen or
-// there is no room on disk either.
-func (s *stream) lodge(n int, work func(raw []byte) error) (now func(raw []byte) error) {
-	off, ok := s.v.hold.lodge(n)
-	if !ok {
-		s.unhold()
-		return work
-	}
-	disk, written := s.v.hold.spill, make(chan bool, 1)
-	s.lodged = append(s.lodged, func() error {
-		if !<-written {
-			return nil
-		}
-		buf, err := s.buffer()
-		if err != nil {
-			return err
-		}
-		defer s.giveBack(buf)
-		*buf = slices.Grow(*buf, n)[:n]
-		if err := disk.read(*buf, off); err != nil {
-			return err
-		}
-		return work(*buf)
-	})
-	return func(raw []byte) error {
-		if disk.write(raw, off) {
-			written <- true
-			return nil
-		}
-		written <- false
-		return work(raw)
-	}
-}
-
-// unhold does what was put off in memory.
+// unhold does what was put off.
 func (s *stream) unhold() {
 	for i, work := range s.held {
 		s.held[i] = nil
@@ -409,11 +373,6 @@ func (s *stream) drain(all bool) error {
 func (s *stream) close() error {
 	s.closeGroup()
 	s.unhold()
-	for i, work := range s.lodged {
-		s.lodged[i] = nil
-		s.g.Go(work)
-	}
-	s.lodged = nil
 	derr := s.drain(true)
 	if err := s.g.Wait(); err != nil {
 		return err
