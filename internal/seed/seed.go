@@ -496,7 +496,7 @@ func (f *flow) unreachable(err error, todo []*Decision) error {
 	if err == nil || errors.Is(err, ErrNoSnapshot) {
 		return err
 	}
-	return fmt.Errorf("look for the snapshot to seed from: %w; nothing was touched, and %s left without data, because to start so would hide that there are some: make the target reachable and start again, or set BACKUPD_SEED=off to start without", err, plural(todo))
+	return fmt.Errorf("look for the snapshot to seed from: %w; nothing was touched, and %s left without data, because to start so would hide that there are some: put it right and start again, or set BACKUPD_SEED=off to start without", err, plural(todo))
 }
 
 func plural(list []*Decision) string {
