@@ -402,7 +402,7 @@ func (p *Project) loadWith(ctx context.Context, o Options, e *Edit) (*types.Proj
 	if err != nil {
 		return nil, err
 	}
-	env := types.Mapping(maps.Clone(opts.Environment))
+	env := maps.Clone(opts.Environment)
 	if e != nil {
 		for i := range details.ConfigFiles {
 			if details.ConfigFiles[i].Filename == e.File {

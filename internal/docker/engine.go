@@ -73,7 +73,7 @@ func connect(ctx context.Context, host string, opts ...client.Opt) (*Engine, err
 	}
 	e := &Engine{api: api, Local: strings.HasPrefix(host, "unix://") || strings.HasPrefix(host, "npipe://")}
 	if err := e.greet(ctx); err != nil {
-		api.Close()
+		_ = api.Close() // nothing was asked of it
 		return nil, fmt.Errorf("connect to the Docker engine at %s: %w", host, explainAccess(err))
 	}
 	return e, nil

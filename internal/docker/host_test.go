@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -27,7 +28,9 @@ func (l *lab) proxy(refuse func(*http.Request) bool) (address string, asked func
 	seen := map[string]bool{}
 	engine := &url.URL{Scheme: "http", Host: "engine"}
 	p := httputil.NewSingleHostReverseProxy(engine)
-	p.Transport = &http.Transport{Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", defaultSocket) }}
+	p.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", defaultSocket)
+	}}
 	p.FlushInterval = -1
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -202,7 +202,7 @@ func (w *Worker) Close() error {
 	w.close.Do(func() {
 		w.stop()
 		w.conn.Close()
-		w.stdout.Close()
+		_ = w.stdout.Close() // a pipe's reader: it never fails
 		<-w.done
 		w.closed = w.remove()
 	})

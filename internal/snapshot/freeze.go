@@ -121,7 +121,7 @@ func (b *backupRun) takeAll(ctx context.Context, sources []*tree.Source) error {
 	var jobs []*volumeJob
 	defer func() {
 		for _, j := range jobs {
-			j.end()
+			_ = j.end() // what it could return was returned, or another error is on its way
 		}
 	}()
 	if b.frozen != nil {

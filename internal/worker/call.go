@@ -51,7 +51,7 @@ func Call(ctx context.Context, conn io.ReadWriteCloser, r Request, ev Events) (j
 		}
 	}
 	if errors.Is(err, ErrProtocol) {
-		conn.Close()
+		_ = conn.Close() // the error is the protocol's
 	}
 	var remote *Error
 	if err != nil && ctx.Err() != nil && !errors.As(err, &remote) {
@@ -76,7 +76,7 @@ func (c *call) watch(ctx context.Context, conn io.Closer, done <-chan struct{}) 
 		return
 	case <-ctx.Done():
 	}
-	grace := time.AfterFunc(cancelGrace, func() { conn.Close() })
+	grace := time.AfterFunc(cancelGrace, func() { _ = conn.Close() })
 	defer grace.Stop()
 	select {
 	case <-c.requested:

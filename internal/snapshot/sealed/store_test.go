@@ -86,7 +86,7 @@ func TestAnEncryptedStoreIsAStore(t *testing.T) {
 		for _, postQuantum := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, " post-quantum ", postQuantum), func(t *testing.T) {
 				k := newKeys(t, postQuantum)
-				targetstest.Run(t, func(t *testing.T) store.Writer {
+				targetstest.RunStore(t, func(t *testing.T) store.Writer {
 					return below{newWriter(t, storetest.NewMemory(), k), prefix}
 				})
 			})
