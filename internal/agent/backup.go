@@ -233,7 +233,7 @@ func (a *Agent) takeHere(ctx context.Context, b Backup, show Show) (*Taken, erro
 		return nil, err // before a repository is made for nothing
 	}
 	if half := incomplete(b.Volumes); len(half) > 0 {
-		return nil, fmt.Errorf("volume %s holds half a restore, which must not pass for a snapshot: run that restore again, or undo it", strings.Join(half, ", "))
+		return nil, fmt.Errorf("back up volume %s: it holds an unfinished restore, which must not pass for a snapshot; finish that with `backupd restore --force`, or bring back what was there with `backupd restore --undo`", strings.Join(half, ", "))
 	}
 	still, err := a.stillness(ctx, b, &o)
 	if err != nil {

@@ -418,7 +418,7 @@ func TestHalfARestoreIsNotBackedUp(t *testing.T) {
 			pass(day)
 		})
 		all := s.history()
-		if outcomes(all) != "failed done" || !strings.Contains(all[0].Error, "volume data holds half a restore") {
+		if outcomes(all) != "failed done" || !strings.Contains(all[0].Error, "volume data: it holds an unfinished restore") {
 			t.Errorf("the history has %+v", all)
 		}
 	})
