@@ -2,6 +2,7 @@ package docker
 
 import (
 	"errors"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -162,7 +163,10 @@ volumes: {data: {}, other: {}}
 	if err != nil || len(drills) != 3 {
 		t.Fatalf("%+v, %v", drills, err)
 	}
-	owner := ScratchOwner{Container: strings.Repeat("0", 64), Stack: p.Name} // one that is not there
+	// Agents in other tests remove what a maker that is gone has left: ours is there, for now.
+	maker := teststack.Docker(t, "run", "-d", "--network", "none", image, "sleep", "infinity")
+	t.Cleanup(func() { _ = exec.Command("docker", "rm", "-f", maker).Run() })
+	owner := ScratchOwner{Container: maker, Stack: p.Name}
 	scratch := ScratchName("0123456789abcdef", p.Name)
 	if err := e.CreateScratch(t.Context(), owner, scratch); err != nil {
 		t.Fatal(err)
@@ -180,6 +184,7 @@ volumes: {data: {}, other: {}}
 	}
 	// What a drill that was killed has left is removed: its maker is not there.
 	teststack.Docker(t, "run", "-d", "--network", "none", "--label", labelScratch+"="+owner.Container, "--label", labelScratchStack+"="+p.Name, "-v", scratch+":/v", image, "sleep", "infinity")
+	teststack.Docker(t, "rm", "-f", maker)
 	if n, err := e.CleanDrills(t.Context(), ScratchOwner{}); err != nil || n < 2 {
 		t.Errorf("%d were removed, %v", n, err)
 	}
