@@ -77,7 +77,7 @@ secrets: {password: {file: password}}
 			if err != nil || len(drills) != 1 || drills[0].Check.Kind != d.kind {
 				t.Fatalf("%+v, %v", drills, err)
 			}
-			owner := ScratchOwner{Container: drills[0].Container.ID, Stack: p.Name}
+			owner := ScratchOwner{Container: livingMaker(t, p), Stack: p.Name}
 			scratch := ScratchName("0123456789abcdef", p.Name)
 			if err := e.CreateScratch(t.Context(), owner, scratch); err != nil {
 				t.Fatal(err)
@@ -112,6 +112,14 @@ secrets: {password: {file: password}}
 			}
 		})
 	}
+}
+
+// livingMaker is a container that runs: what it makes, agents in other tests leave alone.
+func livingMaker(t *testing.T, p *teststack.Project) string {
+	t.Helper()
+	id := teststack.Docker(t, "run", "-d", "--network", "none", "--label", "com.docker.compose.project="+p.Name, teststack.Images(t, "base")[0], "sleep", "infinity")
+	t.Cleanup(func() { _ = exec.Command("docker", "rm", "-f", id).Run() })
+	return id
 }
 
 func TestAServiceInADrillIsAlone(t *testing.T) {
@@ -163,9 +171,7 @@ volumes: {data: {}, other: {}}
 	if err != nil || len(drills) != 3 {
 		t.Fatalf("%+v, %v", drills, err)
 	}
-	// Agents in other tests remove what a maker that is gone has left: ours is there, for now.
-	maker := teststack.Docker(t, "run", "-d", "--network", "none", image, "sleep", "infinity")
-	t.Cleanup(func() { _ = exec.Command("docker", "rm", "-f", maker).Run() })
+	maker := livingMaker(t, p)
 	owner := ScratchOwner{Container: maker, Stack: p.Name}
 	scratch := ScratchName("0123456789abcdef", p.Name)
 	if err := e.CreateScratch(t.Context(), owner, scratch); err != nil {
