@@ -48,6 +48,9 @@ func examples(t *testing.T) map[string]example {
 	}
 	out := map[string]example{}
 	for _, name := range names {
+		if filepath.Base(name) == "backupd.yaml" {
+			continue // of backupd itself; cmd/backupd tests it
+		}
 		p := teststack.NewProject(t, "backupd-example", read(t, name))
 		p.Write(".env", settings)
 		// With the file's own project name, and every profile. Secrets of a Swarm
