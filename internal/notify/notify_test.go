@@ -209,10 +209,10 @@ func TestAMessageOutlastsAnEveningWithoutNetwork(t *testing.T) {
 }
 
 func TestWhatWasNeverSentIsToldByTheNextRun(t *testing.T) {
-	b := newInbox(t)
-	b.fail = 1
+	b, gone := newInbox(t), newInbox(t)
+	gone.Close()
 	state := filepath.Join(t.TempDir(), "told.json")
-	tell := teller(t, Settings{URLs: []string{b.address()}, StateFile: state})
+	tell := teller(t, Settings{URLs: []string{gone.address()}, StateFile: state})
 	tell.Ended(run(runs.Failed), nil)
 	stopped, cancel := context.WithCancel(t.Context())
 	cancel()
