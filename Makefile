@@ -29,7 +29,7 @@ test: ## every test but those that run whole stacks
 	go test -timeout 35m $(TESTFLAGS) $$(go list ./... | grep -v /test/e2e)
 
 e2e: parts ## whole stacks on a real engine: the image, the examples, end to end
-	go test -timeout 20m $(TESTFLAGS) ./test/e2e/...
+	go test -timeout 25m $(TESTFLAGS) ./test/e2e/...
 
 host: ## backupd-host for macOS and Windows, into bin
 	for os in darwin windows; do for arch in amd64 arm64; do \
