@@ -123,12 +123,13 @@ func toAgent(ag *worker.Agent, progress *snapshot.Progress) (show agent.Show, st
 			}
 		}
 	}()
-	return agent.Show{
+	show = agent.Show{
 		Progress: progress, Notice: ag.Notice,
 		Warn: func(volume string, w snapshot.Warning) {
 			ag.Warning(worker.Warning{Volume: volume, Path: w.Path, What: w.What, Notice: w.Notice})
 		},
-	}, func() {
+	}
+	return show, func() {
 		close(end)
 		<-done
 		tell()
