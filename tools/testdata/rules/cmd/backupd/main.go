@@ -11,9 +11,9 @@ import (
 	_ "github.com/spf13/pflag"
 
 	_ "github.com/disko/backupd/internal/config"
-	_ "github.com/disko/backupd/internal/testtree" // want
 	_ "github.com/disko/backupd/internal/testservers" // want
 	_ "github.com/disko/backupd/internal/teststack"   // want
+	_ "github.com/disko/backupd/internal/testtree"    // want
 )
 
 func main() { fmt.Println(time.Now(), context.Background()) }
