@@ -13,18 +13,12 @@ import (
 // cancelGrace is how long a worker may take to end after it was told to.
 const cancelGrace = 30 * time.Second
 
-// Events are what a worker tells and asks while it works. Each is called from
-// the goroutine that called Call, one after the other; nil ones are left out, but a worker that asks
-// for a Freeze nobody can do gets an error.
+// Events are what a worker tells while it works. Each is called from the goroutine
+// that called Call, one after the other; nil ones are left out.
 type Events struct {
 	Progress func(Progress)
 	Warning  func(Warning)
 	Notice   func(text string)
-	// Freeze makes the services stand still; where it fails, it has undone what it did.
-	Freeze func(ctx context.Context) error
-	// Thaw starts them again. It is called for every Freeze that succeeded:
-	// when the worker asks for it, or else when the worker has ended.
-	Thaw func(ctx context.Context) error
 }
 
 // Call has a worker do a request and waits for its end. It returns what the
@@ -45,11 +39,6 @@ func Call(ctx context.Context, conn io.ReadWriteCloser, r Request, ev Events) (j
 	result, err := c.run(ctx, r)
 	close(done)
 	watch.Wait()
-	if c.frozen { // the worker is gone, or forgot
-		if terr := c.thaw(context.WithoutCancel(ctx)); terr != nil {
-			err = errors.Join(err, fmt.Errorf("start the services again: %w", terr))
-		}
-	}
 	if errors.Is(err, ErrProtocol) {
 		_ = conn.Close() // the error is the protocol's
 	}
@@ -65,7 +54,6 @@ type call struct {
 	from      lines
 	ev        Events
 	requested chan struct{} // closed when the request was sent
-	frozen    bool
 }
 
 // watch tells the worker to end when ctx does, and after a while does not wait
@@ -108,56 +96,6 @@ func (c *call) run(ctx context.Context, r Request) (json.RawMessage, error) {
 			c.ev.Warning(*m.Warning)
 		case m.Notice != nil && c.ev.Notice != nil:
 			c.ev.Notice(*m.Notice)
-		case m.Freeze != nil:
-			if err := c.reply(c.freeze(ctx)); err != nil {
-				return nil, err
-			}
-		case m.Thaw != nil:
-			if err := c.reply(c.thaw(context.WithoutCancel(ctx))); err != nil {
-				return nil, err
-			}
 		}
 	}
-}
-
-func (c *call) reply(err error) error {
-	var a answer
-	if err != nil {
-		a.Error = err.Error()
-		if a.Error == "" {
-			a.Error = "it failed and does not say why"
-		}
-	}
-	if err := c.to.send(fromAgent{Answer: &a}); err != nil {
-		return fmt.Errorf("answer a worker: %w", err)
-	}
-	return nil
-}
-
-func (c *call) freeze(ctx context.Context) error {
-	switch {
-	case c.frozen:
-		return errors.New("freeze: the services stand still already")
-	case c.ev.Freeze == nil:
-		return errors.New("freeze: nobody can make the services stand still here")
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := c.ev.Freeze(ctx); err != nil {
-		return err
-	}
-	c.frozen = true
-	return nil
-}
-
-func (c *call) thaw(ctx context.Context) error {
-	if !c.frozen {
-		return errors.New("thaw: the services do not stand still")
-	}
-	c.frozen = false
-	if c.ev.Thaw == nil {
-		return nil
-	}
-	return c.ev.Thaw(ctx)
 }

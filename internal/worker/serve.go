@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 )
 
 // Handler does what a request asks for and returns what becomes the result. It
@@ -15,11 +14,8 @@ type Handler func(ctx context.Context, r Request, agent *Agent) (result any, err
 
 // Agent is the other side, as a worker sees it. Its methods may be called from several goroutines.
 type Agent struct {
-	out     *writer
-	gone    context.CancelCauseFunc
-	turn    sync.Mutex    // one question at a time
-	answers chan answer   // to the question that was asked; holds one
-	deaf    chan struct{} // closed when nothing can be heard any more
+	out  *writer
+	gone context.CancelCauseFunc
 }
 
 // Serve reads a request, has it done, and writes how it ended. The handler's
@@ -30,7 +26,7 @@ type Agent struct {
 func Serve(ctx context.Context, in io.Reader, out io.Writer, handle Handler) error {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	a := &Agent{out: &writer{w: out}, gone: end, answers: make(chan answer, 1), deaf: make(chan struct{})}
+	a := &Agent{out: &writer{w: out}, gone: end}
 	from := newLines(in)
 	var r Request
 	if err := from.next(&r); err != nil {
@@ -76,21 +72,12 @@ var errCancelled = errors.New("cancelled by the agent")
 
 // listen reads what the agent sends until it goes away.
 func (a *Agent) listen(from lines, end context.CancelCauseFunc) {
-	defer close(a.deaf)
 	for {
 		var m fromAgent
 		err := from.next(&m)
-		if err == nil && m.Cancel != nil {
-			end(errCancelled)
-			continue // a thaw may still be answered
-		}
 		if err == nil {
-			select {
-			case a.answers <- *m.Answer:
-				continue
-			default:
-				err = fmt.Errorf("%w: an answer that nobody waits for", ErrProtocol)
-			}
+			end(errCancelled)
+			continue // until it goes away
 		}
 		end(fmt.Errorf("hear from the agent: %w", err))
 		return
@@ -106,51 +93,9 @@ func (a *Agent) Warning(w Warning) { a.tell(fromWorker{Warning: &w}) }
 // Notice tells something that is no warning.
 func (a *Agent) Notice(text string) { a.tell(fromWorker{Notice: &text}) }
 
-// tell sends what asks for no answer. An agent that does not hear ends the work.
+// tell sends a message. An agent that does not hear ends the work.
 func (a *Agent) tell(m fromWorker) {
 	if err := a.out.send(m); err != nil {
 		a.gone(err)
-	}
-}
-
-// Freeze has the agent make the services stand still. Where it fails, what was
-// stopped is running again.
-func (a *Agent) Freeze(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return fmt.Errorf("freeze: %w", context.Cause(ctx))
-	}
-	return a.ask("freeze", fromWorker{Freeze: &struct{}{}})
-}
-
-// Thaw has the agent start them again, also when ctx has ended. An agent that
-// is gone does so by itself or at its next start.
-func (a *Agent) Thaw(context.Context) error {
-	return a.ask("thaw", fromWorker{Thaw: &struct{}{}})
-}
-
-// ask waits for the answer as long as there is an agent: one that cancelled answers all the same.
-func (a *Agent) ask(what string, m fromWorker) error {
-	a.turn.Lock()
-	defer a.turn.Unlock()
-	if err := a.out.send(m); err != nil {
-		a.gone(err)
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	select {
-	case r := <-a.answers:
-		if r.Error != "" {
-			return errors.New(r.Error)
-		}
-		return nil
-	case <-a.deaf:
-		select {
-		case r := <-a.answers: // it was the last thing that was heard
-			if r.Error == "" {
-				return nil
-			}
-			return errors.New(r.Error)
-		default:
-		}
-		return fmt.Errorf("%s: no answer: %w", what, ErrGone)
 	}
 }

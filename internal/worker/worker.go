@@ -2,13 +2,12 @@
 // each other: JSON, one message a line, over the worker's stdin and stdout.
 //
 // The agent's first line is the Request. The worker answers with any number of
-// progress, warning and notice lines; with freeze and thaw, each of which the agent
-// answers before the worker goes on; and with one result or error, which is its
+// progress, warning and notice lines, and with one result or error, which is its
 // last line. The agent may send a cancel at any time after the request.
 //
 // Invariants: a line that is too long, is no JSON, or holds anything unknown is an
 // error and never skipped; a side that goes away is an error and never a
-// result; services that were frozen for a worker are thawed whatever became of it.
+// result. Services are frozen by the worker itself, whose journal the agent recovers.
 //
 // It knows neither containers nor what a command does.
 package worker
@@ -91,28 +90,21 @@ type fromWorker struct {
 	Progress *Progress       `json:"progress,omitempty"`
 	Warning  *Warning        `json:"warning,omitempty"`
 	Notice   *string         `json:"notice,omitempty"`
-	Freeze   *struct{}       `json:"freeze,omitempty"`
-	Thaw     *struct{}       `json:"thaw,omitempty"`
 	Result   json.RawMessage `json:"result,omitempty"`
 	Error    *Error          `json:"error,omitempty"`
 }
 
 // check makes sure that the message says one thing.
 func (m *fromWorker) check() error {
-	return exactlyOne(m.Progress != nil, m.Warning != nil, m.Notice != nil, m.Freeze != nil, m.Thaw != nil, m.Result != nil, m.Error != nil)
+	return exactlyOne(m.Progress != nil, m.Warning != nil, m.Notice != nil, m.Result != nil, m.Error != nil)
 }
 
-// fromAgent is a line of an agent after the request; one field is set.
+// fromAgent is a line of an agent after the request.
 type fromAgent struct {
-	Answer *answer   `json:"answer,omitempty"` // to freeze or thaw
 	Cancel *struct{} `json:"cancel,omitempty"`
 }
 
-type answer struct {
-	Error string `json:"error,omitempty"` // empty where it was done
-}
-
-func (m *fromAgent) check() error { return exactlyOne(m.Answer != nil, m.Cancel != nil) }
+func (m *fromAgent) check() error { return exactlyOne(m.Cancel != nil) }
 
 func exactlyOne(set ...bool) error {
 	n := 0

@@ -32,15 +32,12 @@ func pair(t *testing.T, h Handler) (agent net.Conn, served <-chan error) {
 
 func TestARequestIsDoneAndToldOf(t *testing.T) {
 	var asked Request
-	conn, served := pair(t, func(ctx context.Context, r Request, a *Agent) (any, error) {
+	conn, served := pair(t, func(_ context.Context, r Request, a *Agent) (any, error) {
 		asked = r
 		a.Progress(Progress{Volume: "db", Files: 1, Bytes: 2, TotalFiles: 3, TotalBytes: 4, Stored: 5})
 		a.Warning(Warning{Volume: "db", Path: `a\012b`, What: "unreadable", Notice: true})
-		if err := a.Freeze(ctx); err != nil {
-			return nil, err
-		}
-		a.Notice("frozen")
-		return map[string]int{"files": 7}, a.Thaw(ctx)
+		a.Notice("services stood still")
+		return map[string]int{"files": 7}, nil
 	})
 	var told []string
 	say := func(format string, args ...any) { told = append(told, fmt.Sprintf(format, args...)) }
@@ -48,15 +45,13 @@ func TestARequestIsDoneAndToldOf(t *testing.T) {
 		Progress: func(p Progress) { say("progress %+v", p) },
 		Warning:  func(w Warning) { say("warning %+v", w) },
 		Notice:   func(s string) { say("notice %s", s) },
-		Freeze:   func(context.Context) error { say("freeze"); return nil },
-		Thaw:     func(context.Context) error { say("thaw"); return nil },
 	})
 	if err != nil || string(result) != `{"files":7}` {
 		t.Fatalf("result %s, %v", result, err)
 	}
 	want := []string{
 		"progress {Volume:db Files:1 Bytes:2 TotalFiles:3 TotalBytes:4 Stored:5}",
-		`warning {Volume:db Path:a\012b What:unreadable Notice:true}`, "freeze", "notice frozen", "thaw",
+		`warning {Volume:db Path:a\012b What:unreadable Notice:true}`, "notice services stood still",
 	}
 	if !reflect.DeepEqual(told, want) {
 		t.Errorf("told %q, want %q", told, want)
@@ -88,31 +83,13 @@ func TestAFailureKeepsItsTextAndExitCode(t *testing.T) {
 	}
 }
 
-func TestAFreezeThatFailedIsTheWorkersError(t *testing.T) {
-	conn, _ := pair(t, func(ctx context.Context, _ Request, a *Agent) (any, error) { return nil, a.Freeze(ctx) })
-	_, err := Call(t.Context(), conn, Request{}, Events{
-		Freeze: func(context.Context) error { return errors.New("service db does not stop") },
-		Thaw:   func(context.Context) error { t.Error("thawed what was never frozen"); return nil },
-	})
-	if err == nil || err.Error() != "service db does not stop" {
-		t.Errorf("got %v", err)
-	}
-	conn, _ = pair(t, func(ctx context.Context, _ Request, a *Agent) (any, error) { return nil, a.Freeze(ctx) })
-	if _, err := Call(t.Context(), conn, Request{}, Events{}); err == nil || !strings.Contains(err.Error(), "nobody can") {
-		t.Errorf("got %v", err)
-	}
-}
-
-func TestServicesAreThawedWhateverBecomesOfTheWorker(t *testing.T) {
-	for name, end := range map[string]func(ctx context.Context, a *Agent, conn net.Conn) (any, error){
-		"forgets": func(context.Context, *Agent, net.Conn) (any, error) { return 1, nil },
-		"fails":   func(context.Context, *Agent, net.Conn) (any, error) { return nil, errors.New("no") },
-		"is gone": func(_ context.Context, _ *Agent, c net.Conn) (any, error) { c.Close(); return nil, nil },
-		"babbles": func(_ context.Context, _ *Agent, c net.Conn) (any, error) {
-			io.WriteString(c, "panic: no\n")
-			return nil, nil
-		},
-		"is asked": func(ctx context.Context, a *Agent, _ net.Conn) (any, error) { return nil, a.Thaw(ctx) },
+func TestAWorkerThatEndsWithoutAResultIsAnError(t *testing.T) {
+	for name, end := range map[string]struct {
+		do   func(c net.Conn)
+		want error
+	}{
+		"is gone": {func(c net.Conn) { c.Close() }, ErrGone},
+		"babbles": {func(c net.Conn) { io.WriteString(c, "panic: no\n") }, ErrProtocol},
 	} {
 		t.Run(name, func(t *testing.T) {
 			here, there := net.Pipe()
@@ -120,57 +97,33 @@ func TestServicesAreThawedWhateverBecomesOfTheWorker(t *testing.T) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				_ = Serve(t.Context(), there, there, func(ctx context.Context, _ Request, a *Agent) (any, error) {
-					if err := a.Freeze(ctx); err != nil {
-						t.Error(err)
-					}
-					return end(ctx, a, there)
+				_ = Serve(t.Context(), there, there, func(context.Context, Request, *Agent) (any, error) {
+					end.do(there)
+					return 1, nil
 				})
 				there.Close()
 			}()
-			frozen := 0
-			_, err := Call(t.Context(), here, Request{}, Events{
-				Freeze: func(context.Context) error { frozen++; return nil },
-				Thaw:   func(context.Context) error { frozen--; return nil },
-			})
+			if _, err := Call(t.Context(), here, Request{}, Events{}); !errors.Is(err, end.want) {
+				t.Errorf("error %v, want %v", err, end.want)
+			}
 			here.Close()
 			<-done
-			if frozen != 0 {
-				t.Errorf("%d freezes are left", frozen)
-			}
-			if ok := name == "forgets" || name == "is asked"; ok != (err == nil) {
-				t.Errorf("error %v", err)
-			}
-			if name == "is gone" && !errors.Is(err, ErrGone) || name == "babbles" && !errors.Is(err, ErrProtocol) {
-				t.Errorf("error %v", err)
-			}
 		})
 	}
 }
 
-func TestACancelReachesTheWorkerAndItsAnswerIsHeard(t *testing.T) {
+func TestACancelReachesTheWorkerAndItsErrorIsHeard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		conn, _ := pair(t, func(ctx context.Context, _ Request, a *Agent) (any, error) {
-			if err := a.Freeze(ctx); err != nil {
-				return nil, err
-			}
+		conn, _ := pair(t, func(ctx context.Context, _ Request, _ *Agent) (any, error) {
 			cancel()
 			<-ctx.Done()
-			// Cancelled, it may still ask for a thaw and will be heard.
-			if err := a.Thaw(context.WithoutCancel(ctx)); err != nil {
-				return nil, err
-			}
 			return nil, fmt.Errorf("read volume db: %w", ctx.Err())
 		})
-		thawed := false
-		_, err := Call(ctx, conn, Request{}, Events{
-			Freeze: func(context.Context) error { return nil },
-			Thaw:   func(ctx context.Context) error { thawed = true; return ctx.Err() },
-		})
+		_, err := Call(ctx, conn, Request{}, Events{})
 		var e *Error
-		if !errors.As(err, &e) || e.Code != 130 || e.Text != "read volume db: context canceled" || !thawed {
-			t.Errorf("got %v, thawed %v", err, thawed)
+		if !errors.As(err, &e) || e.Code != 130 || e.Text != "read volume db: context canceled" {
+			t.Errorf("got %v", err)
 		}
 		conn.Close()
 	})
@@ -214,22 +167,21 @@ func TestARequestThatNobodyReadsCanBeCancelled(t *testing.T) {
 }
 
 func TestAnAgentThatGoesAwayEndsTheWork(t *testing.T) {
-	for name, leave := range map[string]func(net.Conn){
-		"closes":  func(c net.Conn) { c.Close() },
-		"babbles": func(c net.Conn) { io.WriteString(c, "{\"answer\":{},\"cancel\":{}}\n") },
+	for name, c := range map[string]struct {
+		leave func(net.Conn)
+		want  error
+	}{
+		"closes":  {func(c net.Conn) { c.Close() }, ErrGone},
+		"babbles": {func(c net.Conn) { io.WriteString(c, "{\"answer\":{},\"cancel\":{}}\n") }, ErrProtocol},
 	} {
 		here, there := net.Pipe()
 		served := make(chan error, 1)
 		go func() {
-			served <- Serve(t.Context(), there, there, func(ctx context.Context, _ Request, a *Agent) (any, error) {
-				if name == "closes" {
-					err := a.Freeze(ctx)
-					if !errors.Is(err, ErrGone) {
-						t.Errorf("freeze: %v", err)
-					}
-					return nil, err
-				}
+			served <- Serve(t.Context(), there, there, func(ctx context.Context, _ Request, _ *Agent) (any, error) {
 				<-ctx.Done()
+				if cause := context.Cause(ctx); !errors.Is(cause, c.want) {
+					t.Errorf("%s: the work ended by %v, want %v", name, cause, c.want)
+				}
 				return nil, context.Cause(ctx)
 			})
 			there.Close()
@@ -237,15 +189,10 @@ func TestAnAgentThatGoesAwayEndsTheWork(t *testing.T) {
 		if err := (&writer{w: here}).send(Request{Version: Version}); err != nil {
 			t.Fatal(err)
 		}
-		if name == "closes" {
-			var m fromWorker
-			if err := newLines(here).next(&m); err != nil || m.Freeze == nil {
-				t.Fatal(m, err)
-			}
-		} else {
+		if name == "babbles" {
 			go io.Copy(io.Discard, here)
 		}
-		leave(here)
+		c.leave(here)
 		if err := <-served; err == nil {
 			t.Errorf("%s: serve ended well", name)
 		}
@@ -257,9 +204,9 @@ func TestWhatIsNotUnderstoodIsRefused(t *testing.T) {
 	for name, line := range map[string]string{
 		"unknown":  `{"surprise":{}}`,
 		"inside":   `{"progress":{"files":1,"bytes":2,"surprise":3}}`,
-		"two":      `{"freeze":{},"thaw":{}}`,
+		"two":      `{"notice":"a","result":1}`,
 		"nothing":  `{}`,
-		"trailing": `{"freeze":{}} {}`,
+		"trailing": `{"notice":"a"} {}`,
 		"text":     `Segmentation fault`,
 		"empty":    ``,
 		"array":    `[]`,
@@ -271,7 +218,7 @@ func TestWhatIsNotUnderstoodIsRefused(t *testing.T) {
 		}
 	}
 	var m fromWorker
-	if err := newLines(strings.NewReader(`{"freeze":{}}`)).next(&m); !errors.Is(err, ErrGone) {
+	if err := newLines(strings.NewReader(`{"notice":"a"}`)).next(&m); !errors.Is(err, ErrGone) {
 		t.Errorf("a cut line: %v", err)
 	}
 	conn, served := pair(t, func(context.Context, Request, *Agent) (any, error) { return nil, nil })
@@ -296,7 +243,7 @@ func TestAResultThatIsTooLongIsAnError(t *testing.T) {
 func FuzzMessages(f *testing.F) {
 	for _, seed := range []string{
 		`{"progress":{"files":1,"bytes":2}}`, `{"warning":{"volume":"db","path":"a","what":"b"}}`, `{"notice":""}`,
-		`{"freeze":{}}`, `{"thaw":{}}`, `{"result":null}`, `{"result":{"a":1}}`, `{"error":{"text":"no","code":4}}`, `{"freeze":{},"thaw":{}}`, `{}`, `[`,
+		`{"result":null}`, `{"result":{"a":1}}`, `{"error":{"text":"no","code":4}}`, `{"notice":"a","result":1}`, `{}`, `[`,
 	} {
 		f.Add([]byte(seed))
 	}
