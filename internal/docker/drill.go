@@ -48,13 +48,27 @@ type ScratchOwner struct {
 	Stack     string
 }
 
-func (o ScratchOwner) labels() map[string]string {
-	return map[string]string{labelScratch: o.Container, labelScratchStack: o.Stack}
+// scratchLabels are the labels of what is made for o. A container that was killed
+// and started again is another maker: the times at which things were made would not
+// tell, as engines give a volume's in seconds.
+func (e *Engine) scratchLabels(ctx context.Context, o ScratchOwner) (map[string]string, error) {
+	gone, since, err := e.owner(ctx, o.Container)
+	if err == nil && gone {
+		err = fmt.Errorf("container %.12s does not run", o.Container)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for the container that drills: %w", err)
+	}
+	return map[string]string{labelScratch: o.Container, labelScratchSince: since, labelScratchStack: o.Stack}, nil
 }
 
 // CreateScratch makes an empty volume for a drill. RemoveScratch removes it.
 func (e *Engine) CreateScratch(ctx context.Context, o ScratchOwner, name string) error {
-	if _, err := e.api.VolumeCreate(ctx, volume.CreateOptions{Name: name, Labels: o.labels()}); err != nil {
+	labels, err := e.scratchLabels(ctx, o)
+	if err != nil {
+		return err
+	}
+	if _, err := e.api.VolumeCreate(ctx, volume.CreateOptions{Name: name, Labels: labels}); err != nil {
 		return fmt.Errorf("create the scratch volume %s: %w", name, explainAccess(err))
 	}
 	return nil
@@ -89,11 +103,7 @@ func (e *Engine) CleanDrills(ctx context.Context, o ScratchOwner) (int, error) {
 	removed := 0
 	var errs []error
 	for _, c := range list {
-		made := time.Time{}
-		if i, err := e.api.ContainerInspect(ctx, c.ID); err == nil {
-			made, _ = time.Parse(time.RFC3339Nano, i.Created)
-		}
-		left, err := e.scratchLeft(ctx, c.Labels, o, made)
+		left, err := e.scratchLeft(ctx, c.Labels, o)
 		if err == nil && left {
 			err = e.removeContainer(ctx, c.ID)
 			removed++
@@ -105,8 +115,7 @@ func (e *Engine) CleanDrills(ctx context.Context, o ScratchOwner) (int, error) {
 		return removed, errors.Join(append(errs, fmt.Errorf("look for volumes that drills have left: %w", explainAccess(err)))...)
 	}
 	for _, v := range all.Volumes {
-		made, _ := time.Parse(time.RFC3339, v.CreatedAt)
-		left, err := e.scratchLeft(ctx, v.Labels, o, made)
+		left, err := e.scratchLeft(ctx, v.Labels, o)
 		if err == nil && left {
 			err = e.RemoveScratch(ctx, v.Name)
 			removed++
@@ -116,16 +125,15 @@ func (e *Engine) CleanDrills(ctx context.Context, o ScratchOwner) (int, error) {
 	return removed, errors.Join(errs...)
 }
 
-func (e *Engine) scratchLeft(ctx context.Context, labels map[string]string, o ScratchOwner, made time.Time) (bool, error) {
+func (e *Engine) scratchLeft(ctx context.Context, labels map[string]string, o ScratchOwner) (bool, error) {
 	if o.Container != "" && labels[labelScratch] == o.Container && labels[labelScratchStack] == o.Stack {
 		return true, nil
 	}
-	gone, began, err := e.owner(ctx, labels[labelScratch])
+	gone, since, err := e.owner(ctx, labels[labelScratch])
 	if err != nil {
 		return false, fmt.Errorf("look for what drills have left: %w", err)
 	}
-	// Of volumes, engines tell the second only.
-	return gone || !made.IsZero() && made.Before(began.Truncate(time.Second)), nil
+	return gone || labels[labelScratchSince] != since, nil
 }
 
 // DrillRun says how a service's program is started on scratch volumes.
@@ -153,6 +161,9 @@ func (e *Engine) Drill(ctx context.Context, d DrillRun) (err error) {
 	}
 	config, host, err := drillConfig(d, c)
 	if err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	if config.Labels, err = e.scratchLabels(ctx, d.Owner); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	secrets, err := e.secretsOf(ctx, d.Container.ID)
@@ -201,7 +212,7 @@ func drillConfig(d DrillRun, c container.InspectResponse) (*container.Config, *c
 	config := &container.Config{
 		Image: c.Image, Hostname: c.Config.Hostname, Domainname: c.Config.Domainname, User: c.Config.User, Tty: c.Config.Tty,
 		Env: c.Config.Env, Entrypoint: c.Config.Entrypoint, Cmd: c.Config.Cmd, WorkingDir: c.Config.WorkingDir,
-		StopSignal: c.Config.StopSignal, Labels: d.Owner.labels(), Healthcheck: health,
+		StopSignal: c.Config.StopSignal, Healthcheck: health,
 	}
 	own := c.HostConfig
 	host := &container.HostConfig{

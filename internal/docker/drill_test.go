@@ -188,7 +188,28 @@ volumes: {data: {}, other: {}}
 			t.Errorf("%s: %v", d.Service, err)
 		}
 	}
-	// What a drill that was killed has left is removed: its maker is not there.
+	// What a drill that was killed has left is removed: its maker was started again
+	// since, within the same second, or is not there.
+	leftAlone := ScratchName("fedcba9876543210", p.Name)
+	if err := e.CreateScratch(t.Context(), owner, leftAlone); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.CleanDrills(t.Context(), ScratchOwner{}); err != nil {
+		t.Error(err)
+	}
+	teststack.Docker(t, "volume", "inspect", leftAlone)
+	teststack.Docker(t, "restart", "-t", "0", maker)
+	if n, err := e.CleanDrills(t.Context(), ScratchOwner{}); err != nil || n < 2 {
+		t.Errorf("%d were removed, %v", n, err)
+	}
+	for _, name := range []string{scratch, leftAlone} {
+		if out := teststack.Docker(t, "volume", "ls", "-q", "--filter", "name="+name); out != "" {
+			t.Errorf("%s is left after its maker was started again", out)
+		}
+	}
+	if err := e.CreateScratch(t.Context(), owner, scratch); err != nil {
+		t.Fatal(err)
+	}
 	teststack.Docker(t, "run", "-d", "--network", "none", "--label", labelScratch+"="+owner.Container, "--label", labelScratchStack+"="+p.Name, "-v", scratch+":/v", image, "sleep", "infinity")
 	teststack.Docker(t, "rm", "-f", maker)
 	if n, err := e.CleanDrills(t.Context(), ScratchOwner{}); err != nil || n < 2 {

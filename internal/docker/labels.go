@@ -27,9 +27,11 @@ const (
 	// labelWorker is on the containers that backupd makes itself; its value is the
 	// id of the container that made it.
 	labelWorker = labelPrefix + "worker"
-	// labelScratch and labelScratchStack are on the containers and volumes of drills;
-	// their values are the id of the container that made them, and for which stack.
+	// labelScratch, labelScratchSince and labelScratchStack are on the containers and
+	// volumes of drills; their values are the id of the container that made them,
+	// when it had been started (what the engine says, unchanged), and for which stack.
 	labelScratch      = labelPrefix + "scratch"
+	labelScratchSince = labelPrefix + "scratch.since"
 	labelScratchStack = labelPrefix + "scratch.stack"
 	// labelExclude stands on volumes.
 	labelExclude = labelPrefix + "exclude"

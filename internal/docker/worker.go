@@ -260,7 +260,7 @@ func (e *Engine) CleanWorkers(ctx context.Context) (int, error) {
 }
 
 func (e *Engine) leftOver(ctx context.Context, worker Container) (bool, error) {
-	gone, began, err := e.owner(ctx, worker.Labels[labelWorker])
+	gone, since, err := e.owner(ctx, worker.Labels[labelWorker])
 	if err != nil {
 		return false, fmt.Errorf("look for left-over workers: %w", err)
 	}
@@ -274,23 +274,24 @@ func (e *Engine) leftOver(ctx context.Context, worker Container) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("look for left-over workers: inspect container %s: %w", worker.Name, explainAccess(err))
 	}
-	made, err := time.Parse(time.RFC3339Nano, own.Created)
-	return err == nil && made.Before(began), nil
+	// Where the engine does not tell, a worker is nobody's leavings.
+	made, err1 := time.Parse(time.RFC3339Nano, own.Created)
+	began, err2 := time.Parse(time.RFC3339Nano, since)
+	return err1 == nil && err2 == nil && made.Before(began), nil
 }
 
-// owner says whether a container is gone or does not run; else since when it does.
-// Where the engine does not tell, began is the zero time.
-func (e *Engine) owner(ctx context.Context, id string) (gone bool, began time.Time, err error) {
+// owner says whether a container is gone or does not run; else since when it does,
+// in the engine's words.
+func (e *Engine) owner(ctx context.Context, id string) (gone bool, since string, err error) {
 	c, err := e.api.ContainerInspect(ctx, id)
 	if cerrdefs.IsNotFound(err) {
-		return true, began, nil
+		return true, "", nil
 	}
 	if err != nil {
-		return false, began, fmt.Errorf("inspect container %.12s: %w", id, explainAccess(err))
+		return false, "", fmt.Errorf("inspect container %.12s: %w", id, explainAccess(err))
 	}
 	if c.State == nil || !c.State.Running {
-		return true, began, nil
+		return true, "", nil
 	}
-	began, _ = time.Parse(time.RFC3339Nano, c.State.StartedAt)
-	return false, began, nil
+	return false, c.State.StartedAt, nil
 }
