@@ -52,7 +52,8 @@ func (a *app) coverageCommand() *cobra.Command {
 		Use: "coverage", Short: "List every volume of the machine, with its last snapshot, and those that have none", Args: cobra.NoArgs,
 		Long: `List every volume of the engine, whatever its driver, with its stack, the agent
 that takes it and its last snapshot. With --binds also the directories that
-services of Compose projects have bound and may write to.
+services have bound and may write to. With --stack on the command line, only those
+of one Compose project or Swarm stack.
 
 STATE is covered; uncovered, if no agent takes it; unscheduled, if one does but
 has no schedule (a clone); never, if there is no snapshot yet; old, if the last
@@ -99,7 +100,9 @@ func (a *app) coverage(ctx context.Context, f coverageFlags) error {
 		a.notice("no target named: snapshots are not looked for; say --target TARGET")
 	}
 	rows := judge(c, newest(list), len(a.targets) > 0, f.maxAge, time.Now())
-	if a.stack != "" {
+	// An agent's own setting does not narrow it: whoever looks here asks for what
+	// the agent does not see.
+	if len(a.config.given["stack"]) > 0 {
 		rows = slices.DeleteFunc(rows, func(r covered) bool { return r.Stack != a.stack })
 	}
 	if a.json {

@@ -1,18 +1,22 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
 
+	"github.com/disko/backupd/internal/agent"
 	"github.com/disko/backupd/internal/worker"
 )
 
 // fileFlags are common flags whose values name files that a worker may not see:
-// Compose copies secrets from its environment into the agent's container alone.
+// Compose copies secrets from its environment into the agent's container alone,
+// and so does a swarm all of them.
 var fileFlags = []string{
 	"passphrase-file", "agent-key-file", "identity", "recipient",
 	"s3-ca-file", "s3-access-key-id-file", "s3-secret-access-key-file", "s3-session-token-file",
@@ -57,7 +61,24 @@ func (a *app) workerSettings() (env []string, files []worker.File, err error) {
 			env = append(env, name+"="+strings.Join(named, ","))
 		}
 	})
-	return env, files, err
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, name := range agent.SDKFiles {
+		path := os.Getenv(name)
+		if path == "" {
+			continue
+		}
+		content, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) { // the SDK does without
+			continue
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", name, err)
+		}
+		files = append(files, worker.File{Env: name, Content: content})
+	}
+	return env, files, nil
 }
 
 // isRecipient says whether a text is a recipient itself, and not a file of some.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/disko/backupd/internal/agent"
 	"github.com/disko/backupd/internal/worker"
 )
 
@@ -42,6 +43,11 @@ func TestWorkersGetSettingsAsTheyCountAndSecretsByTheirContent(t *testing.T) {
 	t.Setenv("BACKUPD_IDENTITY", one+","+two)
 	t.Setenv("BACKUPD_NOTIFY", "ntfy://secret")
 	t.Setenv("AWS_SECRET_ACCESS_KEY_FILE", file("aws", "key"))
+	for _, name := range agent.SDKFiles { // the machine's
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", file("credentials", "[default]"))
+	t.Setenv("AWS_CONFIG_FILE", filepath.Join(dir, "absent"))
 	a := &app{}
 	settle(t, a, "--s3-endpoint", "https://s3.example", "--recipient", "age1x", "--target", "/backups", "--stack", "shop")
 	env, files, err := a.workerSettings()
@@ -59,6 +65,7 @@ func TestWorkersGetSettingsAsTheyCountAndSecretsByTheirContent(t *testing.T) {
 	}
 	slices.Sort(got)
 	if wanted := []string{
+		"AWS_SHARED_CREDENTIALS_FILE=[default]",
 		"BACKUPD_IDENTITY=AGE-SECRET-KEY-1\n", "BACKUPD_IDENTITY=AGE-SECRET-KEY-2\n", "BACKUPD_PASSPHRASE_FILE=a, b \n", "BACKUPD_S3_SECRET_ACCESS_KEY_FILE=key",
 	}; !slices.Equal(got, wanted) {
 		t.Errorf("a worker gets files %q, want %q", got, wanted)

@@ -76,14 +76,10 @@ type Agent struct {
 	// Project is the Compose project that the agent serves; empty where it cannot be told.
 	Project string
 	History *runs.History
-	swarm   bool // Project is a stack of a swarm
 
 	said *said // a pointer: agents of single stacks are copies
 	one  bool  // it is one of several stacks: of their pass as a whole the ping is asked
 }
-
-// labelSwarmStack is what `docker stack deploy` gives to its containers.
-const labelSwarmStack = "com.docker.stack.namespace"
 
 // ErrSettings is wrapped by errors about what the user asked for.
 var ErrSettings = snapshot.ErrUsage
@@ -138,9 +134,6 @@ func (a *Agent) lookAround(ctx context.Context) error {
 		return err
 	}
 	a.Self, a.Project = self, self.Project
-	if name := self.Labels[labelSwarmStack]; name != "" && a.Engine.Swarm {
-		a.Project, a.swarm = name, true
-	}
 	return nil
 }
 
@@ -182,14 +175,6 @@ func newID() string {
 	var b [8]byte
 	rand.Read(b[:])
 	return hex.EncodeToString(b[:])
-}
-
-// stack describes the project.
-func (a *Agent) stack(ctx context.Context) (*docker.Stack, error) {
-	if a.swarm {
-		return a.Engine.SwarmStack(ctx, a.Project)
-	}
-	return a.Engine.Stack(ctx, a.Project)
 }
 
 // needStack is the error of whoever needs a stack's name and has none.

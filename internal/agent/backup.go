@@ -330,7 +330,7 @@ func (a *Agent) stillness(ctx context.Context, b Backup, o *snapshot.BackupOptio
 		}
 		return s, nil
 	}
-	stack, err := a.stack(ctx)
+	stack, err := a.Engine.Stack(ctx, a.Project)
 	if err != nil {
 		return nil, err
 	}
@@ -345,7 +345,7 @@ func (a *Agent) stillness(ctx context.Context, b Backup, o *snapshot.BackupOptio
 		}
 	}
 	own := a.own()
-	q := a.Engine.Quiescer(docker.QuiesceOptions{Project: a.Project, Swarm: a.swarm, Volumes: volumes, Own: own, Pre: b.Pre, Post: b.Post, StateDir: a.StateDir, Run: newID(), Now: a.Now})
+	q := a.Engine.Quiescer(docker.QuiesceOptions{Project: a.Project, Volumes: volumes, Own: own, Pre: b.Pre, Post: b.Post, StateDir: a.StateDir, Run: newID(), Now: a.Now})
 	plan, err := q.Plan(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("plan how services stand still: %w", err)

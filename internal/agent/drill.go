@@ -285,7 +285,7 @@ func (a *Agent) proveThere(ctx context.Context, d Drilling, target string, m *sn
 	if a.Project == "" {
 		return nil
 	}
-	stack, err := a.stack(ctx)
+	stack, err := a.Engine.Stack(ctx, a.Project)
 	if err != nil {
 		return err
 	}

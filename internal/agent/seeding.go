@@ -173,6 +173,8 @@ func (a *Agent) command() string {
 	switch {
 	case a.Self != nil && a.Self.Service != "":
 		return "docker compose run --rm " + a.Self.Service
+	case a.Self != nil && a.Self.Swarm:
+		return "docker exec " + a.Self.Name + " backupd"
 	case a.inContainer():
 		return "docker compose run --rm backup"
 	}
@@ -182,7 +184,7 @@ func (a *Agent) command() string {
 // Impatient names the services that mount a seeded volume and do not wait for
 // the agent, each in a sentence. Without an engine nobody can see them.
 func (a *Agent) Impatient(ctx context.Context, vols []snapshot.Source) []string {
-	if a.Engine == nil || a.Self == nil || a.Project == "" || a.Self.Service == "" || a.swarm { // whose services wait for nothing
+	if a.Engine == nil || a.Self == nil || a.Project == "" || a.Self.Service == "" { // Swarm's services wait for nothing
 		return nil
 	}
 	stack, err := a.Engine.Stack(ctx, a.Project)

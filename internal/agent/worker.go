@@ -109,16 +109,23 @@ func (a *Agent) workerSettings() ([]string, []worker.File, error) {
 	return env, files, nil
 }
 
+// SDKFiles are the variables by which the AWS SDK is told of files, which a worker
+// may not have either: a swarm's secrets are in the agent's container alone.
+var SDKFiles = []string{
+	"AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE",
+	"AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+}
+
 // ownEnvironment is what a worker gets of the agent's environment: what is not
 // backupd's. Its settings the worker gets as they count, and none that is an
 // agent's: a worker keeps no schedule and tells nobody. All of it is sent, and not
 // part of the container, where anybody who may inspect it would read it.
 func ownEnvironment() []string {
-	drop := []string{
+	drop := append([]string{
 		"HOSTNAME", "PATH", "HOME",
 		// Files that a worker may not have: WorkerSettings sends what is in them.
 		"AWS_ACCESS_KEY_ID_FILE", "AWS_SECRET_ACCESS_KEY_FILE", "AWS_SESSION_TOKEN_FILE",
-	}
+	}, SDKFiles...)
 	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
 		return slices.Contains(drop, name) || strings.HasPrefix(name, "BACKUPD_")

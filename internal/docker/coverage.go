@@ -14,7 +14,7 @@ import (
 // Agent is a container of backupd that may keep a schedule.
 type Agent struct {
 	Container string
-	Project   string // Compose's
+	Project   string // Compose's, or the Swarm stack
 	Service   string
 	Stack     string // the name its snapshots bear
 	Volumes   string // BACKUPD_VOLUMES: mounted, project or host
@@ -25,7 +25,7 @@ type Agent struct {
 }
 
 // Holding is something that holds data: a volume of the engine, or a directory
-// that a service of a Compose project has bound.
+// that a service of a project has bound.
 type Holding struct {
 	Volume
 	Bind     bool     // a directory: Name is its path
@@ -51,7 +51,7 @@ type Coverage struct {
 const volumesDir = "/volumes"
 
 // Coverage looks at every volume of the engine, and with binds at every directory
-// that a Compose service has bound and may write to.
+// that a service has bound and may write to.
 func (e *Engine) Coverage(ctx context.Context, binds bool) (*Coverage, error) {
 	list, err := e.containers(ctx)
 	if err != nil {
@@ -93,9 +93,9 @@ func (e *Engine) Coverage(ctx context.Context, binds bool) (*Coverage, error) {
 				continue
 			}
 			name := own.Name
-			if own.Labels[labelService] != "" {
-				name = own.Labels[labelProject] + "/" + own.Labels[labelService]
-				h.Stack = cmp.Or(h.Stack, own.Labels[labelProject])
+			if service := serviceOf(own.Labels); service != "" {
+				name = projectOf(own.Labels) + "/" + service
+				h.Stack = cmp.Or(h.Stack, projectOf(own.Labels))
 			}
 			if !slices.Contains(h.Services, name) {
 				h.Services = append(h.Services, name)
@@ -128,7 +128,7 @@ func boundBy(list []Container, isAgent map[string]bool) []Holding {
 	var out []Holding
 	seen := map[string]bool{}
 	for _, own := range list {
-		if isAgent[own.ID] || own.Labels[labelService] == "" {
+		if isAgent[own.ID] || serviceOf(own.Labels) == "" {
 			continue
 		}
 		for _, m := range own.Mounts {
@@ -138,7 +138,7 @@ func boundBy(list []Container, isAgent map[string]bool) []Holding {
 				continue
 			}
 			seen[source] = true
-			out = append(out, Holding{Bind: true, Stack: own.Labels[labelProject], Volume: Volume{Name: source, Key: path.Base(source), Driver: "bind"}})
+			out = append(out, Holding{Bind: true, Stack: projectOf(own.Labels), Volume: Volume{Name: source, Key: path.Base(source), Driver: "bind"}})
 		}
 	}
 	return out
@@ -167,7 +167,7 @@ func (e *Engine) agentOf(ctx context.Context, own Container) (Agent, bool, error
 		return Agent{}, false, nil
 	}
 	a := Agent{
-		Container: own.Name, Project: own.Labels[labelProject], Service: own.Labels[labelService],
+		Container: own.Name, Project: projectOf(own.Labels), Service: serviceOf(own.Labels),
 		Volumes: cmp.Or(env["BACKUPD_VOLUMES"], "mounted"), Schedule: env["BACKUPD_SCHEDULE"],
 		Config: env["BACKUPD_CONFIG"] != "", Running: own.State == "running", Mounts: own.Mounts,
 	}

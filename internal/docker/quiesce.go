@@ -17,10 +17,9 @@ import (
 
 // QuiesceOptions say what is to stand still while its volumes are read.
 type QuiesceOptions struct {
-	// Project is the Compose project, or with Swarm the name of the stack. Of no
-	// other one anything is stopped.
+	// Project is the Compose project, or the name of a Swarm stack. Of no other one
+	// anything is stopped.
 	Project string
-	Swarm   bool
 	// Volumes that are backed up: the engine's names, and absolute paths on the
 	// engine's machine for bind mounts.
 	Volumes []string
@@ -60,11 +59,7 @@ func (e *Engine) Quiescer(opt QuiesceOptions) *Quiescer {
 // Plan looks at the engine and says what would be done now. Freeze looks again,
 // because hours may lie between.
 func (q *Quiescer) Plan(ctx context.Context) (*Plan, error) {
-	look := q.engine.Stack
-	if q.opt.Swarm {
-		look = q.engine.SwarmStack
-	}
-	stack, err := look(ctx, q.opt.Project)
+	stack, err := q.engine.Stack(ctx, q.opt.Project)
 	if err != nil {
 		return nil, err
 	}

@@ -289,12 +289,12 @@ func (s *Service) running() *Container {
 	return nil
 }
 
-// warnOfOthers tells of containers outside the project that write to its volumes.
-// They are another's, and are not stopped.
+// warnOfOthers tells of containers that write to the project's volumes and are of
+// none of its services. They are another's, and are not stopped.
 func (p *Plan) warnOfOthers(in PlanInput) {
 	for _, c := range in.Others {
 		_, worker := c.Labels[labelWorker]
-		if worker || slices.Contains(in.Own, c.ID) || c.State != "running" || c.project() == p.Project {
+		if worker || slices.Contains(in.Own, c.ID) || c.State != "running" || c.Labels[labelProject] == p.Project || in.Stack.has(c.ID) {
 			continue
 		}
 		for _, v := range in.Volumes {
@@ -302,16 +302,16 @@ func (p *Plan) warnOfOthers(in PlanInput) {
 				continue
 			}
 			whose := "no project"
-			if other := c.project(); other != "" {
-				whose = "project " + other
+			switch project := projectOf(c.Labels); {
+			case project == p.Project:
+				whose = "Swarm stack " + project + ", whose services an agent on a manager can scale,"
+			case project != "":
+				whose = "project " + project
 			}
 			p.warn("container %s of %s writes to volume %s and keeps running: files may change while they are read", c.Name, whose, v)
 		}
 	}
 }
-
-// project is the Compose project or the Swarm stack that a container belongs to.
-func (c *Container) project() string { return cmp.Or(c.Labels[labelProject], c.Labels[labelStack]) }
 
 func (p *Plan) warn(format string, args ...any) {
 	p.Warnings = append(p.Warnings, fmt.Sprintf(format, args...))

@@ -28,8 +28,10 @@ var ErrUnknownSelf = errors.New("cannot tell which container this is")
 // Self is the container that this process runs in, as the engine knows it.
 type Self struct {
 	ID, Name string
-	// Project and Service are Compose's; empty where it did not make the container.
+	// Project is Compose's, or the Swarm stack; Service is Compose's. Empty where they did
+	// not make the container.
 	Project, Service string
+	Swarm            bool   // made by a swarm
 	Number           int    // of the replicas of its service, from 1
 	OneOff           bool   // made by `compose run`
 	Image            string // as it was named
@@ -150,7 +152,8 @@ func describeSelf(c container.InspectResponse) *Self {
 	}
 	if c.Config != nil {
 		s.Image, s.User, s.Labels = c.Config.Image, c.Config.User, c.Config.Labels
-		s.Project, s.Service = s.Labels[labelProject], s.Labels[labelService]
+		s.Project, s.Service = projectOf(s.Labels), s.Labels[labelService]
+		s.Swarm = s.Labels[labelSwarmService] != ""
 		s.Number, _ = strconv.Atoi(s.Labels[labelNumber])
 		s.OneOff = strings.EqualFold(s.Labels[labelOneOff], "true")
 	}

@@ -28,7 +28,7 @@ const (
 	labelDir       = "com.docker.compose.project.working_dir"
 )
 
-// Stack is a Compose project as the engine knows it.
+// Stack is a project as the engine knows it: one of Compose, or a stack of a swarm.
 type Stack struct {
 	Project  string
 	Dir      string // where its Compose file lay, on the machine that created it
@@ -79,8 +79,8 @@ type Mount struct {
 // Volume is a volume of the engine.
 type Volume struct {
 	Name       string // the engine's
-	Key        string // the name in the Compose file; Name where Compose did not make it
-	Project    string // empty where Compose did not make it
+	Key        string // the name in the Compose file; Name where no project made it
+	Project    string // Compose's, or the Swarm stack; empty where none made it
 	Driver     string
 	Options    map[string]string
 	Labels     map[string]string
@@ -123,10 +123,32 @@ func (e *Engine) Stack(ctx context.Context, project string) (*Stack, error) {
 		s.Services = append(s.Services, *svc)
 	}
 	s.Services = inOrder(s.Services)
-	if s.Volumes, err = e.volumesOf(ctx, project, list); err != nil {
+	swarm, err := e.swarmServices(ctx, project)
+	if err != nil {
+		return nil, err
+	}
+	s.Services = append(s.Services, swarm...)
+	if s.Volumes, err = e.volumesOf(ctx, project, s.Services, list); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// serviceOf is the service of whatever bears labels, as the Compose file names it.
+func serviceOf(labels map[string]string) string {
+	return cmp.Or(labels[labelService], strings.TrimPrefix(labels[labelSwarmName], labels[labelStack]+"_"))
+}
+
+// has says whether a container is one of the stack's services'.
+func (s *Stack) has(id string) bool {
+	return slices.ContainsFunc(s.Services, func(svc Service) bool {
+		return slices.ContainsFunc(svc.Containers, func(c Container) bool { return c.ID == id })
+	})
+}
+
+// projectOf is the project of whatever bears labels: Compose's, or else the Swarm stack.
+func projectOf(labels map[string]string) string {
+	return cmp.Or(labels[labelProject], labels[labelStack])
 }
 
 // Service returns the service of that name, or nil.
@@ -238,8 +260,8 @@ func inOrder(services []Service) []Service {
 }
 
 // volumesOf lists the volumes that bear a project's label, and those that its
-// containers mount.
-func (e *Engine) volumesOf(ctx context.Context, project string, list []Container) ([]Volume, error) {
+// services mount.
+func (e *Engine) volumesOf(ctx context.Context, project string, services []Service, list []Container) ([]Volume, error) {
 	all, err := e.Volumes(ctx)
 	if err != nil {
 		return nil, err
@@ -248,6 +270,13 @@ func (e *Engine) volumesOf(ctx context.Context, project string, list []Container
 	for _, c := range list {
 		for _, m := range c.Mounts {
 			if m.Type == string(mount.TypeVolume) {
+				mounted[m.Name] = true
+			}
+		}
+	}
+	for i := range services {
+		if s := services[i].Swarm; s != nil {
+			for _, m := range s.Mounts {
 				mounted[m.Name] = true
 			}
 		}
@@ -267,8 +296,11 @@ func (e *Engine) Volumes(ctx context.Context) ([]Volume, error) {
 			continue
 		}
 		own := Volume{
-			Name: v.Name, Key: cmp.Or(v.Labels[labelVolume], v.Name), Project: v.Labels[labelProject],
+			Name: v.Name, Key: cmp.Or(v.Labels[labelVolume], v.Name), Project: projectOf(v.Labels),
 			Driver: v.Driver, Options: v.Options, Labels: v.Labels, Mountpoint: v.Mountpoint,
+		}
+		if stack := v.Labels[labelStack]; stack != "" && own.Project == stack {
+			own.Key = cmp.Or(strings.TrimPrefix(own.Key, stack+"_"), own.Key)
 		}
 		own.Created, _ = time.Parse(time.RFC3339, v.CreatedAt)
 		out = append(out, own)

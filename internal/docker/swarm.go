@@ -18,6 +18,7 @@ import (
 const (
 	labelStack        = "com.docker.stack.namespace"
 	labelSwarmService = "com.docker.swarm.service.id"
+	labelSwarmName    = "com.docker.swarm.service.name" // STACK_SERVICE
 )
 
 // SwarmService is what is known of a service of a Swarm stack.
@@ -30,47 +31,43 @@ type SwarmService struct {
 	Mounts []Mount
 }
 
-// SwarmStack describes a stack of a swarm. Containers are those on this machine;
-// only a manager can tell.
-func (e *Engine) SwarmStack(ctx context.Context, name string) (*Stack, error) {
-	list, err := e.api.ServiceList(ctx, swarm.ServiceListOptions{Filters: filters.NewArgs(filters.Arg("label", labelStack+"="+name))})
-	if err != nil {
-		return nil, fmt.Errorf("list the services of Swarm stack %s: %w; backupd has to run on a manager of the swarm", name, explainAccess(err))
+// swarmServices are the services of a stack of a swarm, by name. Their containers
+// are those on this machine. Only a manager can tell: elsewhere there are none, and
+// their containers are another's, that nobody here may stop.
+func (e *Engine) swarmServices(ctx context.Context, stack string) ([]Service, error) {
+	if !e.Swarm {
+		return nil, nil
 	}
-	local, err := e.containers(ctx, filters.Arg("label", labelStack+"="+name))
+	local, err := e.containers(ctx, filters.Arg("label", labelStack+"="+stack))
 	if err != nil {
-		return nil, fmt.Errorf("list the containers of Swarm stack %s: %w", name, explainAccess(err))
+		return nil, fmt.Errorf("list the containers of Swarm stack %s: %w", stack, explainAccess(err))
 	}
-	s := &Stack{Project: name}
-	mounted := map[string]bool{}
+	list, err := e.api.ServiceList(ctx, swarm.ServiceListOptions{Filters: filters.NewArgs(filters.Arg("label", labelStack+"="+stack))})
+	if err = explainAccess(err); Forbidden(err) && len(local) == 0 {
+		return nil, nil // a project of Compose, on a manager whose swarm is not ours to see
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list the services of Swarm stack %s: %w", stack, err)
+	}
+	var out []Service
 	for i := range list {
-		svc := swarmService(&list[i], name)
+		svc := swarmService(&list[i], stack)
 		for _, c := range local {
 			if c.Labels[labelSwarmService] == svc.Swarm.ID {
 				svc.Containers = append(svc.Containers, c)
 			}
 		}
-		for _, m := range svc.Swarm.Mounts {
-			mounted[m.Name] = true
-		}
-		s.Services = append(s.Services, svc)
+		out = append(out, svc)
 	}
-	slices.SortFunc(s.Services, func(a, b Service) int { return cmp.Compare(a.Name, b.Name) })
-	all, err := e.Volumes(ctx)
-	if err != nil {
-		return nil, err
-	}
-	s.Volumes = slices.DeleteFunc(all, func(v Volume) bool { return v.Labels[labelStack] != name && !mounted[v.Name] })
-	return s, nil
+	slices.SortFunc(out, func(a, b Service) int { return cmp.Compare(a.Name, b.Name) })
+	return out, nil
 }
 
 // swarmService reads a service. Labels may stand on it (deploy.labels) and on its
 // containers (labels); those of the service win.
 func swarmService(s *swarm.Service, stack string) Service {
 	svc := Service{Name: s.Spec.Name, Labels: map[string]string{}, Swarm: &SwarmService{ID: s.ID, Name: s.Spec.Name, Fixed: true}}
-	if len(s.Spec.Name) > len(stack)+1 && s.Spec.Name[:len(stack)+1] == stack+"_" {
-		svc.Name = s.Spec.Name[len(stack)+1:]
-	}
+	svc.Name = strings.TrimPrefix(svc.Name, stack+"_")
 	if r := s.Spec.Mode.Replicated; r != nil {
 		svc.Swarm.Fixed = false
 		if r.Replicas != nil {

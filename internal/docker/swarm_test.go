@@ -80,6 +80,10 @@ func newSwarm(t *testing.T) *stage {
 	if _, err := e.api.SwarmInit(t.Context(), swarm.InitRequest{ListenAddr: "127.0.0.1:2377", AdvertiseAddr: "127.0.0.1"}); err != nil {
 		t.Fatal(err)
 	}
+	if e, err = connect(t.Context(), in("sock"), client.WithHost("unix://"+in("sock"))); err != nil || !e.Swarm { // it is a manager since
+		t.Fatalf("an engine that is a manager: %v", err)
+	}
+	t.Cleanup(func() { e.Close() })
 	return &stage{Engine: e, t: t, project: "shop", image: image, state: t.TempDir()}
 }
 
@@ -138,7 +142,7 @@ func TestSwarmServicesAreScaledToNothingAndBack(t *testing.T) {
 	before := []int{1, 3, 1, 0, 1}
 	s.wantRunning(services, before...)
 
-	o := QuiesceOptions{Project: s.project, Swarm: true, Volumes: []string{"shop_data"}, StateDir: s.state, Run: "r"}
+	o := QuiesceOptions{Project: s.project, Volumes: []string{"shop_data"}, StateDir: s.state, Run: "r"}
 	q := s.Quiescer(o)
 	p, err := q.Plan(t.Context())
 	s.must(err)
@@ -156,6 +160,23 @@ func TestSwarmServicesAreScaledToNothingAndBack(t *testing.T) {
 	if w := q.Warnings(); len(w) != 1 || !strings.Contains(w[0], "service shop_everywhere is global") {
 		t.Errorf("warnings: %q", w)
 	}
+
+	// Who restores stops all that use the volume, or nothing.
+	users := UsersOptions{Project: s.project, Volumes: []string{"shop_data"}, StateDir: s.state}
+	if _, err := s.StopUsers(t.Context(), users); err == nil || !strings.Contains(err.Error(), "docker service rm shop_everywhere") {
+		t.Errorf("a global service that uses the volume: %v", err)
+	}
+	users.Volumes = []string{"shop_other"}
+	_, err = s.StopUsers(t.Context(), users)
+	s.must(err)
+	s.wantRunning(services, 1, 0, 1, 0, 1)
+	u, err := s.StopUsers(t.Context(), users) // by another process: it knows what stands still
+	s.must(err)
+	if !slices.Equal(u.Names(), []string{"app"}) {
+		t.Errorf("services that stand still: %q", u.Names())
+	}
+	s.must(u.Start(t.Context()))
+	s.wantRunning(services, before...)
 
 	// A run that dies while it is frozen leaves its replicas in the journal.
 	q = s.Quiescer(o)

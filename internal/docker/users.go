@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -36,16 +35,20 @@ type Users struct {
 	stopped []user // in the order in which they are started again
 }
 
-// user is a container that was stopped.
+// user is a container that was stopped, or a service of a swarm that was scaled to
+// no replicas.
 type user struct {
 	Service   string `json:"service"`
-	Container string `json:"container"`
-	Name      string `json:"name"`
+	Container string `json:"container,omitempty"`
+	Name      string `json:"name"` // Swarm's, of one of its services
+	Swarm     string `json:"swarm,omitempty"`
+	Replicas  uint64 `json:"replicas,omitempty"`
 }
 
 // StopUsers stops the project's containers that mount one of the volumes, those
-// that others depend on last. Containers of other projects that may write to them are an
-// error, and nothing is stopped.
+// that others depend on last, and scales Swarm services that do to no replicas.
+// Containers of others that may write to them are an error, and so is a Swarm service
+// that cannot be scaled: nothing is stopped then.
 func (e *Engine) StopUsers(ctx context.Context, o UsersOptions) (*Users, error) {
 	stack, err := e.Stack(ctx, o.Project)
 	if err != nil {
@@ -56,9 +59,13 @@ func (e *Engine) StopUsers(ctx context.Context, o UsersOptions) (*Users, error) 
 		return nil, fmt.Errorf("find out who uses the volumes: list containers: %w", explainAccess(err))
 	}
 	for _, c := range all {
-		if c.Labels[labelProject] != o.Project && c.Labels[labelWorker] == "" && !slices.Contains(o.Own, c.ID) && c.running() && c.writes(o.Volumes) {
-			return nil, fmt.Errorf("container %s, which is not of project %s, uses a volume that is to be restored; stop it with `docker stop %s`, then restore again", c.Name, o.Project, c.Name)
+		if c.Labels[labelProject] == o.Project || stack.has(c.ID) || c.Labels[labelWorker] != "" || slices.Contains(o.Own, c.ID) || !c.running() || !c.writes(o.Volumes) {
+			continue
 		}
+		if name := c.Labels[labelSwarmName]; name != "" {
+			return nil, fmt.Errorf("container %s uses a volume that is to be restored, and is of the Swarm service %s, which only a manager can scale; type `docker service scale %s=0` on one, restore again, and scale it back", c.Name, name, name)
+		}
+		return nil, fmt.Errorf("container %s, which is not of project %s, uses a volume that is to be restored; stop it with `docker stop %s`, then restore again", c.Name, o.Project, c.Name)
 	}
 	u := &Users{e: e}
 	if o.StateDir != "" {
@@ -74,12 +81,19 @@ func (e *Engine) StopUsers(ctx context.Context, o UsersOptions) (*Users, error) 
 		if svc.owned(o.Own) {
 			continue
 		}
-		if svc.Swarm != nil && svc.writes(o.Volumes) {
-			return nil, fmt.Errorf("service %s is Swarm's and uses a volume that is to be restored; scale it to 0, restore, and scale it back", svc.Name)
+		if s := svc.Swarm; s != nil {
+			switch {
+			case !svc.uses(o.Volumes) || !s.Fixed && s.Replicas == 0:
+			case s.Fixed:
+				return nil, fmt.Errorf("service %s uses a volume that is to be restored, and is global or a job, which cannot be scaled to nothing; remove it with `docker service rm %s`, restore, and deploy the stack again", svc.Name, s.Name)
+			default:
+				now = append(now, user{Service: svc.Name, Name: s.Name, Swarm: s.ID, Replicas: s.Replicas})
+			}
+			continue
 		}
 		for _, c := range svc.Containers {
 			if c.running() && c.uses(o.Volumes) && c.Labels[labelWorker] == "" {
-				now = append(now, user{svc.Name, c.ID, c.Name})
+				now = append(now, user{Service: svc.Name, Container: c.ID, Name: c.Name})
 			}
 		}
 	}
@@ -118,7 +132,21 @@ func (c *Container) uses(volumes []string) bool {
 	})
 }
 
+// uses says whether a service mounts one of the volumes, to write or to read.
+func (s *Service) uses(volumes []string) bool {
+	anyOf := func(mounts []Mount) bool { return (&Container{Mounts: mounts}).uses(volumes) }
+	return s.Swarm != nil && anyOf(s.Swarm.Mounts) || slices.ContainsFunc(s.Containers, func(c Container) bool { return c.uses(volumes) })
+}
+
 func (e *Engine) stopUser(ctx context.Context, c user) error {
+	if c.Swarm != "" {
+		ctx, cancel := context.WithTimeout(ctx, scaleTime+margin)
+		defer cancel()
+		if err := e.scaleDown(ctx, &entry{SwarmID: c.Swarm, Grace: scaleTime}); err != nil {
+			return fmt.Errorf("scale service %s, which uses a volume that is to be restored, to no replicas: %w", c.Name, explainAccess(err))
+		}
+		return nil
+	}
 	err := e.api.ContainerStop(ctx, c.Container, container.StopOptions{})
 	if cerrdefs.IsNotFound(err) || cerrdefs.IsNotModified(err) {
 		return nil
@@ -140,8 +168,12 @@ func (u *Users) Names() []string {
 	return out
 }
 
-// startTime is how long starting one container may take.
-const startTime = time.Minute
+const (
+	startTime = time.Minute // how long starting one container may take
+	// scaleTime is how long the containers of a Swarm service may take to end: longer
+	// than a database needs to shut down.
+	scaleTime = 10 * time.Minute
+)
 
 // Start lets all go on that was stopped, also by earlier restores that did not
 // end. What does not start is an error that names it; the others are started.
@@ -162,6 +194,13 @@ func (u *Users) Start(ctx context.Context) error {
 func (e *Engine) startUser(ctx context.Context, c user) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
+	if c.Swarm != "" {
+		err := e.scale(ctx, c.Swarm, c.Replicas, func(now uint64) bool { return now == 0 })
+		if err == nil || cerrdefs.IsNotFound(err) {
+			return nil
+		}
+		return fmt.Errorf("scale service %s back: %w; `docker service scale %s=%d` does it", c.Name, explainAccess(err), c.Name, c.Replicas)
+	}
 	err := e.api.ContainerStart(ctx, c.Container, container.StartOptions{})
 	if cerrdefs.IsNotFound(err) || cerrdefs.IsNotModified(err) {
 		return nil // made anew since: whoever did that decides whether it runs
@@ -212,9 +251,4 @@ func (u *Users) write() error {
 		return fmt.Errorf("note what is about to be stopped: %w", err)
 	}
 	return nil
-}
-
-// StartHint is how a person starts what a restore left stopped.
-func (u *Users) StartHint() string {
-	return "docker compose start " + strings.Join(u.Names(), " ")
 }

@@ -212,7 +212,7 @@ func (f *flow) off(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		d := Decision{Observation: o, Action: Leave, Why: "is left alone: seeding is off"}
+		d := Decision{Observation: o, Action: Leave, Why: "is not to be seeded (BACKUPD_SEED=off)"}
 		if o.Mark != nil {
 			c := Case{Command: f.Command}
 			d.Action, d.Half, d.Why, d.Help = Doubt, true, "holds half a restore", c.restore(o)
