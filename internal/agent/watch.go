@@ -11,6 +11,7 @@ import (
 
 	"github.com/disko/backupd/internal/runs"
 	"github.com/disko/backupd/internal/schedule"
+	"github.com/disko/backupd/internal/statefile"
 )
 
 // Watched is a policy whose backups are expected.
@@ -175,12 +176,8 @@ func (v *vigils) stale(now time.Time, list []Watched, past []runs.Run) []string 
 }
 
 func (v *vigils) save(data []byte) {
-	if v.path == "" || os.MkdirAll(filepath.Dir(v.path), 0o700) != nil {
-		return
-	}
-	tmp := v.path + ".new"
-	if os.WriteFile(tmp, data, 0o600) == nil {
-		_ = os.Rename(tmp, v.path)
+	if v.path != "" {
+		_ = statefile.Replace(v.path, data) // they may be lost
 	}
 }
 

@@ -38,7 +38,8 @@ var probe struct { // built once for all tests
 	err error
 }
 
-func newLab(t *testing.T) *lab {
+// machine is the machine's engine.
+func machine(t *testing.T) *Engine {
 	t.Helper()
 	e, err := Connect(t.Context())
 	if err != nil {
@@ -48,6 +49,12 @@ func newLab(t *testing.T) *lab {
 		t.Skipf("needs a Docker engine: %v", err)
 	}
 	t.Cleanup(func() { e.Close() })
+	return e
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	e := machine(t)
 	probe.Do(func() { probe.id, probe.err = importProbe(e) })
 	if probe.err != nil {
 		t.Fatal(probe.err)
@@ -89,18 +96,22 @@ func importProbe(e *Engine) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	r, err := e.api.ImageImport(ctx, image.ImportSource{Source: &layer, SourceName: "-"}, probeImage, image.ImportOptions{
-		Changes: []string{`ENTRYPOINT ["/probe"]`, `CMD ["sleep"]`, `LABEL of-the-image=yes`},
-	})
-	if err != nil {
-		return "", err
-	}
-	defer r.Close()
-	if _, err := io.Copy(io.Discard, r); err != nil {
+	if err := importImage(ctx, e, probeImage, &layer, `ENTRYPOINT ["/probe"]`, `CMD ["sleep"]`, `LABEL of-the-image=yes`); err != nil {
 		return "", err
 	}
 	info, err := e.api.ImageInspect(ctx, probeImage)
 	return info.ID, err
+}
+
+// importImage makes an image of one layer; changes are lines of a Dockerfile.
+func importImage(ctx context.Context, e *Engine, name string, layer io.Reader, changes ...string) error {
+	r, err := e.api.ImageImport(ctx, image.ImportSource{Source: layer, SourceName: "-"}, name, image.ImportOptions{Changes: changes})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.Copy(io.Discard, r)
+	return err
 }
 
 // lasting is a ctx for clean-up, when the test's own has ended.

@@ -5,12 +5,7 @@ package docker
 var checkScripts = map[Kind]string{
 	// amcheck reads tables and B-trees and finds what contradicts itself; without it,
 	// all rows are read at least.
-	Postgres: preamble + `
-PGUSER=$(secret POSTGRES_USER) || exit 1
-PGUSER=${PGUSER:-postgres}
-PGPASSWORD=${PGPASSWORD:-$(secret POSTGRES_PASSWORD POSTGRESQL_PASSWORD)} || exit 1
-[ -n "$PGPASSWORD" ] || unset PGPASSWORD
-export PGUSER PGPASSWORD
+	Postgres: postgresLogin + `
 until pg_isready -q -d postgres; do sleep 1; done
 check='
 ask() { psql -XAtqw -v ON_ERROR_STOP=1 -d postgres -c "$1"; }
@@ -29,9 +24,7 @@ fi
 exec sh -c "$check"
 `,
 	// The program says of each table what it found, and succeeds whatever that is.
-	MySQL: preamble + `
-MYSQL_PWD=$(secret MARIADB_ROOT_PASSWORD MYSQL_ROOT_PASSWORD) || exit 1
-if [ -n "$MYSQL_PWD" ]; then export MYSQL_PWD; else unset MYSQL_PWD; fi
+	MySQL: mysqlLogin + `
 cli=mysql admin=mysqladmin check=mysqlcheck
 if have mariadb-check; then cli=mariadb admin=mariadb-admin check=mariadb-check; fi
 until "$admin" --user=root --silent ping >/dev/null 2>&1; do sleep 1; done
@@ -40,11 +33,7 @@ said=$("$check" --user=root --all-databases --check 2>&1) || { printf '%s\n' "$s
 bad=$(printf '%s\n' "$said" | grep -Ei '^(error|status)[[:space:]]*:|corrupt$' | grep -Eiv '^status[[:space:]]*:[[:space:]]*OK$')
 [ -z "$bad" ] || { printf '%s\n' "$said" | grep -Ev 'OK$' | tail -n 8; exit 1; }
 `,
-	Redis: preamble + `
-REDISCLI_AUTH=${BACKUPD_REQUIREPASS:-${REDISCLI_AUTH:-$(secret REDIS_PASSWORD VALKEY_PASSWORD)}} || exit 1
-if [ -n "$REDISCLI_AUTH" ]; then export REDISCLI_AUTH VALKEYCLI_AUTH="$REDISCLI_AUTH"; else unset REDISCLI_AUTH; fi
-cli=redis-cli
-have redis-cli || cli=valkey-cli
+	Redis: redisLogin + `
 until said=$("$cli" ping 2>&1) && [ "$said" = PONG ]; do
 	case $said in
 	*NOAUTH* | *WRONGPASS*) echo "$said"; exit 1 ;;

@@ -25,17 +25,33 @@ secret() {
 have() { command -v "$1" >/dev/null 2>&1; }
 `
 
-// dumpScripts are the built-in dumps. They take what they need from the
-// container's own environment, and give passwords to the programs by their
-// environment or a pipe: a process list shows none.
-var dumpScripts = map[Kind]string{
-	// Where the server trusts its system user alone, root becomes that user.
-	Postgres: preamble + `
+// What scripts need to be let in by a server, from the container's own environment.
+// Passwords reach the programs by their environment or a pipe: a process list
+// shows none.
+const (
+	postgresLogin = preamble + `
 PGUSER=$(secret POSTGRES_USER) || exit 1
 PGUSER=${PGUSER:-postgres}
 PGPASSWORD=${PGPASSWORD:-$(secret POSTGRES_PASSWORD POSTGRESQL_PASSWORD)} || exit 1
 [ -n "$PGPASSWORD" ] || unset PGPASSWORD
 export PGUSER PGPASSWORD
+`
+	mysqlLogin = preamble + `
+MYSQL_PWD=$(secret MARIADB_ROOT_PASSWORD MYSQL_ROOT_PASSWORD) || exit 1
+if [ -n "$MYSQL_PWD" ]; then export MYSQL_PWD; else unset MYSQL_PWD; fi
+`
+	redisLogin = preamble + `
+REDISCLI_AUTH=${BACKUPD_REQUIREPASS:-${REDISCLI_AUTH:-$(secret REDIS_PASSWORD VALKEY_PASSWORD)}} || exit 1
+if [ -n "$REDISCLI_AUTH" ]; then export REDISCLI_AUTH VALKEYCLI_AUTH="$REDISCLI_AUTH"; else unset REDISCLI_AUTH; fi
+cli=redis-cli
+have redis-cli || cli=valkey-cli
+`
+)
+
+// dumpScripts are the built-in dumps.
+var dumpScripts = map[Kind]string{
+	// Where the server trusts its system user alone, root becomes that user.
+	Postgres: postgresLogin + `
 if [ "$(id -u)" = 0 ] && have su && id "$PGUSER" >/dev/null 2>&1 && ! psql -XAtqw -d postgres -c 'select 1' >/dev/null 2>&1; then
 	exec su -s /bin/sh "$PGUSER" -c 'exec pg_dumpall --clean --if-exists --no-password'
 fi
@@ -43,9 +59,7 @@ exec pg_dumpall --clean --if-exists --no-password
 `,
 	// MariaDB's own system tables cannot be read back into a server that has them;
 	// its users are dumped as statements instead, and those that exist are kept.
-	MySQL: preamble + `
-MYSQL_PWD=$(secret MARIADB_ROOT_PASSWORD MYSQL_ROOT_PASSWORD) || exit 1
-if [ -n "$MYSQL_PWD" ]; then export MYSQL_PWD; else unset MYSQL_PWD; fi
+	MySQL: mysqlLogin + `
 dump=mysqldump
 if have mariadb-dump; then dump=mariadb-dump; fi
 case $("$dump" --help 2>/dev/null) in
@@ -61,11 +75,7 @@ password=$(secret MONGO_INITDB_ROOT_PASSWORD) || exit 1
 quoted=$(printf %s "$password" | sed 's/[\\"]/\\&/g') || exit 1
 printf 'password: "%s"\n' "$quoted" | mongodump --archive --config=/dev/stdin --username="$user" --authenticationDatabase=admin
 `,
-	Redis: preamble + `
-REDISCLI_AUTH=${BACKUPD_REQUIREPASS:-${REDISCLI_AUTH:-$(secret REDIS_PASSWORD VALKEY_PASSWORD)}} || exit 1
-if [ -n "$REDISCLI_AUTH" ]; then export REDISCLI_AUTH VALKEYCLI_AUTH="$REDISCLI_AUTH"; else unset REDISCLI_AUTH; fi
-cli=redis-cli
-have redis-cli || cli=valkey-cli
+	Redis: redisLogin + `
 exec "$cli" --rdb -
 `,
 }

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/disko/backupd/internal/statefile"
 )
 
 // The journal of a run is a file of JSON lines, <state>/journal/<run>.json: a
@@ -90,7 +92,7 @@ func createJournal(state, run string, e *Engine, project string, now func() time
 	j := &journal{f: f, run: run, project: project, id: e.ID, now: now}
 	err = j.write(record{Journal: journalVersion, Run: run, Project: project, Engine: e.ID}, true)
 	if err == nil {
-		err = errors.Join(syncDir(dir), syncDir(state)) // which may be where dir is new
+		err = errors.Join(statefile.SyncDir(dir), statefile.SyncDir(state)) // which may be where dir is new
 	}
 	if err != nil {
 		os.Remove(name)
@@ -284,21 +286,9 @@ func (j *journal) settle() error {
 	// Removed before the lock is given up, so that no one reads it in between.
 	err := os.Remove(j.f.Name())
 	if err == nil {
-		err = syncDir(filepath.Dir(j.f.Name()))
+		err = statefile.SyncDir(filepath.Dir(j.f.Name()))
 	}
 	return errors.Join(err, j.f.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		return fmt.Errorf("sync directory %s: %w", dir, err)
-	}
-	return nil
 }
 
 // LeftOver names the journals in a state directory, of runs that live and of

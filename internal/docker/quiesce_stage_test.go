@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/volume"
 )
 
@@ -42,14 +41,7 @@ var shell struct {
 
 func newStage(t *testing.T) *stage {
 	t.Helper()
-	e, err := Connect(t.Context())
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skipf("needs a Docker engine: %v", err)
-	}
-	t.Cleanup(func() { e.Close() })
+	e := machine(t)
 	shell.Do(func() { shell.image, shell.err = importShell(t.Context(), e) })
 	if shell.err != nil {
 		t.Fatalf("make an image of this machine's shell: %v", shell.err)
@@ -114,13 +106,7 @@ func importShell(ctx context.Context, e *Engine) (string, error) {
 	if _, err := e.api.ImageInspect(ctx, name); err == nil {
 		return name, nil
 	}
-	r, err := e.api.ImageImport(ctx, image.ImportSource{Source: &layer, SourceName: "-"}, name, image.ImportOptions{})
-	if err != nil {
-		return "", err
-	}
-	defer r.Close()
-	_, err = io.Copy(io.Discard, r)
-	return name, err
+	return name, importImage(ctx, e, name, &layer)
 }
 
 // idle runs until it is told to end.

@@ -1,77 +1,26 @@
 package docker
 
 import (
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/client"
+
+	"github.com/disko/backupd/internal/teststack"
 )
 
-// newSwarm starts an engine of its own, in a network of its own so that it takes
-// nothing from the machine's, and makes it a swarm.
+// newSwarm is an engine of the test's own that is a swarm.
 func newSwarm(t *testing.T) *stage {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("starts a Docker engine")
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to start a Docker engine")
-	}
-	for _, program := range []string{"dockerd", "unshare", "ip"} {
-		if _, err := exec.LookPath(program); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatal(err)
-			}
-			t.Skipf("needs %s", program)
-		}
-	}
-	dir, err := os.MkdirTemp("", "swarm") // short: a socket's path is
+	host := "unix://" + teststack.OwnEngine(t)
+	e, err := connect(t.Context(), host, client.WithHost(host))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	in := func(name string) string { return filepath.Join(dir, name) }
-	if err := os.WriteFile(in("config"), []byte("{}"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	log, err := os.Create(in("log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	cmd := exec.Command("unshare", "-n", "-m", "sh", "-c", `ip link set lo up && exec dockerd "$@"`, "sh",
-		"--config-file", in("config"), "--data-root", in("data"), "--exec-root", in("exec"), "--pidfile", in("pid"),
-		"--host", "unix://"+in("sock"), "--iptables=false", "--ip-masq=false", "--storage-driver", "vfs")
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		<-ended
-	})
-	var e *Engine
-	eventually(t, "the engine is up", func() bool {
-		select {
-		case err := <-ended:
-			ended <- err
-			text, _ := os.ReadFile(in("log"))
-			t.Fatalf("dockerd: %v\n%s", err, text[max(0, len(text)-2000):])
-		default:
-		}
-		e, err = connect(t.Context(), in("sock"), client.WithHost("unix://"+in("sock")))
-		return err == nil
-	})
 	t.Cleanup(func() { e.Close() })
 	image, err := importShell(t.Context(), e)
 	if err != nil {
@@ -80,7 +29,7 @@ func newSwarm(t *testing.T) *stage {
 	if _, err := e.api.SwarmInit(t.Context(), swarm.InitRequest{ListenAddr: "127.0.0.1:2377", AdvertiseAddr: "127.0.0.1"}); err != nil {
 		t.Fatal(err)
 	}
-	if e, err = connect(t.Context(), in("sock"), client.WithHost("unix://"+in("sock"))); err != nil || !e.Swarm { // it is a manager since
+	if e, err = connect(t.Context(), host, client.WithHost(host)); err != nil || !e.Swarm { // it is a manager since
 		t.Fatalf("an engine that is a manager: %v", err)
 	}
 	t.Cleanup(func() { e.Close() })

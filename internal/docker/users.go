@@ -12,6 +12,8 @@ import (
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+
+	"github.com/disko/backupd/internal/statefile"
 )
 
 // UsersOptions say for which volumes nobody may run.
@@ -239,13 +241,7 @@ func (u *Users) write() error {
 	}
 	data, err := json.Marshal(u.stopped)
 	if err == nil {
-		err = os.MkdirAll(filepath.Dir(u.file), 0o700)
-	}
-	if err == nil {
-		err = os.WriteFile(u.file+".new", data, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(u.file+".new", u.file)
+		err = statefile.Replace(u.file, data)
 	}
 	if err != nil {
 		return fmt.Errorf("note what is about to be stopped: %w", err)

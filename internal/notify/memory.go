@@ -3,9 +3,10 @@ package notify
 import (
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/disko/backupd/internal/statefile"
 )
 
 // repeatAfter is when a condition that lasts is told again.
@@ -69,11 +70,7 @@ func (m *memory) save() {
 		return
 	}
 	data, err := json.Marshal(m.told)
-	if err != nil || os.MkdirAll(filepath.Dir(m.path), 0o700) != nil {
-		return
-	}
-	tmp := m.path + ".new"
-	if os.WriteFile(tmp, data, 0o600) == nil {
-		_ = os.Rename(tmp, m.path)
+	if err == nil {
+		_ = statefile.Replace(m.path, data)
 	}
 }

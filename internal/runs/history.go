@@ -12,6 +12,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/disko/backupd/internal/statefile"
 )
 
 const (
@@ -121,24 +123,7 @@ func (h *History) shorten() error {
 	}
 	half := data[len(data)/2:]
 	half = half[bytes.IndexByte(half, '\n')+1:]
-	f, err := os.CreateTemp(h.dir, ".tmp-")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(half)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), h.path())
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
+	return statefile.Replace(h.path(), half)
 }
 
 // All returns the runs, the oldest first. A history that is not there is empty.

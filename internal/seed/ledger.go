@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/disko/backupd/internal/statefile"
 )
 
 // Verdict is what the ledger says of a volume.
@@ -179,38 +181,10 @@ func (l *Ledger) save() error {
 		return fmt.Errorf("write the ledger: %w", err)
 	}
 	path := filepath.Join(l.dir, ledgerFile)
-	if err := replaceFile(path, append(b, '\n')); err != nil {
+	if err := statefile.Replace(path, append(b, '\n')); err != nil {
 		return fmt.Errorf("write the ledger: %w", err)
 	}
 	return nil
-}
-
-// replaceFile writes a file beside its place, and puts it there when it is on disk.
-func replaceFile(path string, b []byte) error {
-	next := path + ".next" // one name: the lock is ours
-	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(next, path)
-	}
-	if err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // Seeded returns the id of the snapshot that this installation of a stack was

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/disko/backupd/internal/snapshot/sealed"
+	"github.com/disko/backupd/internal/statefile"
 )
 
 // trust remembers what this machine saw of an encrypted repository: whose keys
@@ -55,22 +56,8 @@ func (t *trust) load() (known trusted) {
 // save is best effort: a state directory that cannot be written is no reason to fail.
 func (t *trust) save(known trusted) {
 	data, err := json.Marshal(known)
-	if t.path == "" || err != nil || os.MkdirAll(t.dir, 0o700) != nil {
-		return
-	}
-	f, err := os.CreateTemp(t.dir, ".tmp-")
-	if err != nil {
-		return
-	}
-	_, err = f.Write(data)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), t.path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
+	if t.path != "" && err == nil {
+		_ = statefile.Replace(t.path, data)
 	}
 }
 

@@ -3,71 +3,27 @@ package e2e
 import (
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/disko/backupd/internal/teststack"
 )
 
-// ownEngine starts a Docker engine for one test, with images of the machine's: an
-// agent for every stack of a machine must not see what other tests have there.
+// ownEngine is a Docker engine for one test, with images of the machine's, which docker
+// commands of the test speak to: an agent for every stack of a machine must not see
+// what other tests have there.
 func ownEngine(t *testing.T, images ...string) (socket string) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to start a Docker engine")
-	}
-	for _, program := range []string{"dockerd", "unshare", "ip"} {
-		if _, err := exec.LookPath(program); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatal(err)
-			}
-			t.Skipf("needs %s", program)
-		}
-	}
-	dir, err := os.MkdirTemp("", "engine-") // short: a socket's path is
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	in := func(name string) string { return filepath.Join(dir, name) }
-	if err := os.WriteFile(in("config"), []byte("{}"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	saved := in("images.tar")
+	socket = teststack.OwnEngine(t)
+	saved := filepath.Join(t.TempDir(), "images.tar")
 	teststack.Docker(t, append([]string{"save", "-o", saved}, images...)...)
-	log, err := os.Create(in("log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { log.Close() })
-	cmd := exec.Command("unshare", "-n", "-m", "sh", "-c", `ip link set lo up && exec dockerd "$@"`, "sh",
-		"--config-file", in("config"), "--data-root", in("data"), "--exec-root", in("exec"), "--pidfile", in("pid"),
-		"--host", "unix://"+in("sock"), "--iptables=false", "--ip-masq=false", "--storage-driver", "vfs")
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	})
-	t.Setenv("DOCKER_HOST", "unix://"+in("sock"))
-	teststack.Eventually(t, 2*time.Minute, "the engine is up", func() (bool, string) {
-		if _, err := teststack.Try(t, "", "version"); err != nil {
-			text, _ := os.ReadFile(in("log"))
-			return false, string(text[max(0, len(text)-1000):])
-		}
-		return true, ""
-	})
+	t.Setenv("DOCKER_HOST", "unix://"+socket)
 	teststack.Docker(t, "load", "-q", "-i", saved)
 	if err := os.Remove(saved); err != nil {
 		t.Fatal(err)
 	}
-	return in("sock")
+	return socket
 }
 
 const hostStack = `
