@@ -20,6 +20,7 @@ const (
 	coverOK          = "covered"
 	coverNone        = "uncovered"   // no agent takes it
 	coverUnscheduled = "unscheduled" // an agent does, when it is asked
+	coverStopped     = "stopped"     // an agent with a schedule does, and does not run
 	coverNever       = "never"       // one is to, and there is no snapshot yet
 	coverOld         = "old"         // there is, and it is older than it may be
 	coverExcluded    = "excluded"
@@ -56,11 +57,11 @@ services have bound and may write to. With --stack on the command line, only tho
 of one Compose project or Swarm stack.
 
 STATE is covered; uncovered, if no agent takes it; unscheduled, if one does but
-has no schedule (a clone); never, if there is no snapshot yet; old, if the last
+has no schedule (a clone); stopped, if one has, and does not run; never, if there is no snapshot yet; old, if the last
 one is older than --max-age; excluded, by the label backupd.exclude; own, if it
 is an agent's state or target. Without --target no snapshots are looked for.
 
-Exit code 3 if there is one that is uncovered, unscheduled, never or old.
+Exit code 3 if there is one that is uncovered, unscheduled, stopped, never or old.
 ` + exitHelp,
 		Example: `  backupd coverage --target s3://bucket/backups
   backupd coverage --json | jq -r '.[] | select(.state == "uncovered") | .volume'`,
@@ -116,7 +117,7 @@ func (a *app) coverage(ctx context.Context, f coverageFlags) error {
 	lacking := 0
 	for _, r := range rows {
 		switch r.State {
-		case coverNone, coverUnscheduled, coverNever, coverOld:
+		case coverNone, coverUnscheduled, coverStopped, coverNever, coverOld:
 			lacking++
 		}
 	}
@@ -146,6 +147,7 @@ func judge(c *docker.Coverage, last map[[2]string]*snapshot.Manifest, looked boo
 	for _, h := range c.Holdings {
 		r := covered{Volume: h.Name, Key: h.Key, Driver: h.Driver, Stack: h.Stack, Services: h.Services}
 		places := [][2]string{}
+		kept := false // its schedule, by someone
 		for i, k := range h.Agents {
 			ag := c.Agents[k]
 			stack := ag.Stack
@@ -159,7 +161,10 @@ func judge(c *docker.Coverage, last map[[2]string]*snapshot.Manifest, looked boo
 				r.Schedule = append(r.Schedule, ag.Schedule)
 			case ag.Config:
 				r.Schedule = append(r.Schedule, "configuration file")
+			default:
+				continue
 			}
+			kept = kept || ag.Running
 		}
 		if len(places) == 0 && h.Stack != "" { // a snapshot may be there all the same
 			places = append(places, [2]string{h.Stack, h.Key})
@@ -178,6 +183,8 @@ func judge(c *docker.Coverage, last map[[2]string]*snapshot.Manifest, looked boo
 			r.State = coverNone
 		case len(r.Schedule) == 0:
 			r.State = coverUnscheduled
+		case !kept:
+			r.State = coverStopped
 		case looked && r.Taken == nil:
 			r.State = coverNever
 		case looked && maxAge > 0 && now.Sub(*r.Taken) > maxAge:

@@ -34,7 +34,7 @@ func emptyImage(t *testing.T) string {
 	return name
 }
 
-// covering is a stack on a real engine of which nothing runs, behind a proxy that
+// covering is a stack on a real engine of which the agent alone runs, behind a proxy that
 // hides all else on the machine: a service, an agent that has some of its volumes,
 // and a house with the agent's target.
 type covering struct {
@@ -59,15 +59,16 @@ func newCovering(t *testing.T) *covering {
 		}
 		teststack.Docker(t, append(append([]string{"volume", "create"}, labels...), c.volumeName(v))...)
 	}
-	container := func(service string, args ...string) {
+	container := func(service, image string, args ...string) {
 		name := c.container(service)
 		t.Cleanup(func() { _ = exec.Command("docker", "rm", "-f", name).Run() })
 		labels := []string{"--label", "com.docker.compose.project=" + c.project, "--label", "com.docker.compose.service=" + service, "--label", "com.docker.compose.container-number=1", "--label", "com.docker.compose.oneoff=False"}
-		teststack.Docker(t, slices.Concat([]string{"create", "--name", name, "--network", "none"}, labels, args, []string{image, "nothing"})...)
+		teststack.Docker(t, slices.Concat([]string{"create", "--name", name, "--network", "none"}, labels, args, []string{image, "sleep", "infinity"})...)
 	}
-	container("app", "-v", c.volumeName("db")+":/db", "-v", c.volumeName("later")+":/later", "-v", c.volumeName("uploads")+":/uploads", "-v", c.volumeName("scrap")+":/scrap")
-	container("backup", "-e", "BACKUPD_TARGET=/backups", "-e", "BACKUPD_SCHEDULE=@daily", "-v", c.volumeName("db")+":/volumes/db:ro",
+	container("app", image, "-v", c.volumeName("db")+":/db", "-v", c.volumeName("later")+":/later", "-v", c.volumeName("uploads")+":/uploads", "-v", c.volumeName("scrap")+":/scrap")
+	container("backup", teststack.Images(t, "base")[0], "-e", "BACKUPD_TARGET=/backups", "-e", "BACKUPD_SCHEDULE=@daily", "-v", c.volumeName("db")+":/volumes/db:ro",
 		"-v", c.volumeName("later")+":/volumes/later:ro", "-v", c.volumeName("scrap")+":/volumes/scrap:ro", "-v", c.volumeName("state")+":/var/lib/backupd")
+	teststack.Docker(t, "start", c.container("backup"))
 	c.env = []string{"DOCKER_HOST=" + teststack.NewSocketProxyOf(t, c.project).TCP, "BACKUPD_STACK=" + c.project, "BACKUPD_VOLUME="}
 	return c
 }
@@ -138,6 +139,13 @@ func TestCoverageShowsWhatNoSnapshotHolds(t *testing.T) {
 	if got := states(out); got != "STATE old never excluded own uncovered" || !strings.Contains(errs, "3 of 5 volumes") {
 		t.Errorf("with --max-age it printed\n%s%s", out, errs)
 	}
+
+	// An agent that does not run keeps no schedule.
+	teststack.Docker(t, "kill", agent)
+	if _, out, _ = c.call("coverage"); states(out) != "STATE stopped stopped excluded own uncovered" {
+		t.Errorf("of an agent that does not run it printed\n%s", out)
+	}
+	teststack.Docker(t, "start", agent)
 
 	// Nothing that lacks a backup: the exit code is that of success.
 	code, out, errs = c.call("coverage", "--stack", "another")

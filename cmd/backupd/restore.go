@@ -169,6 +169,11 @@ func (a *app) restoreAll(ctx context.Context, ag *agent.Agent, sources []snapsho
 		return fmt.Errorf("%w: the snapshot has none of the volumes below %s; say --volume NAME=PATH", snapshot.ErrNoVolume, volumesDir)
 	}
 	defer collect(collectReading)()
+	for _, s := range sources { // before anything is stopped for it
+		if err := (snapshot.RestoreOptions{Volume: s.Name, Path: s.Path, Force: f.force, NoOwner: f.noOwner}).Refused(); err != nil {
+			return err
+		}
+	}
 	progress := &snapshot.Progress{}
 	show, stop := a.showing("restore", progress)
 	all := []*snapshot.RestoreStats{}

@@ -13,7 +13,7 @@ import (
 
 // Agent is a container of backupd that may keep a schedule.
 type Agent struct {
-	Container string
+	Container string // its name; of a swarm's, that of the service
 	Project   string // Compose's, or the Swarm stack
 	Service   string
 	Stack     string // the name its snapshots bear
@@ -163,14 +163,19 @@ func (e *Engine) agentOf(ctx context.Context, own Container) (Agent, bool, error
 		env[k] = v
 	}
 	_, told := env["BACKUPD_TARGET"]
+	if own.Labels[labelSwarmService] != "" && !own.running() {
+		return Agent{}, false, nil // what a swarm has replaced
+	}
 	if !told && own.Labels[labelTitle] != "backupd" && !strings.EqualFold(own.Labels[labelAgent], "true") {
 		return Agent{}, false, nil
 	}
 	a := Agent{
 		Container: own.Name, Project: projectOf(own.Labels), Service: serviceOf(own.Labels),
 		Volumes: cmp.Or(env["BACKUPD_VOLUMES"], "mounted"), Schedule: env["BACKUPD_SCHEDULE"],
-		Config: env["BACKUPD_CONFIG"] != "", Running: own.State == "running", Mounts: own.Mounts,
+		Config: env["BACKUPD_CONFIG"] != "", Running: own.running(), Mounts: own.Mounts,
 	}
+	// Of a task, nobody remembers the name.
+	a.Container = cmp.Or(own.Labels[labelSwarmName], a.Container)
 	a.Stack = cmp.Or(env["BACKUPD_STACK"], a.Project)
 	return a, true, nil
 }

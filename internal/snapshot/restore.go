@@ -189,21 +189,78 @@ func (r *restore) run(ctx context.Context) error {
 
 // whole says whether nothing of the snapshot is there yet, and all of it is wanted.
 func (r *restore) whole() (bool, error) {
-	names, err := r.there()
+	names, err := r.o.there(r.dest)
 	return len(names) == 0 && len(r.o.Include) == 0, err
 }
 
 // there are the names in the volume's root that count as data.
-func (r *restore) there() ([]string, error) {
-	names, err := r.dest.ReadDirNames(index.Root)
+func (o *RestoreOptions) there(dest *tree.Dest) ([]string, error) {
+	names, err := dest.ReadDirNames(index.Root)
 	if err != nil {
 		return nil, err
 	}
 	names = slices.DeleteFunc(names, func(n string) bool { return n == "lost+found" || n == tree.IncompleteMark })
-	if r.o.Fresh != nil {
-		names = r.o.Fresh.others(names)
+	if o.Fresh != nil {
+		names = o.Fresh.others(names)
 	}
 	return names, nil
+}
+
+// holding is what a volume holds before a restore.
+type holding struct {
+	names   []string // in its root, that count as data
+	marked  bool     // it holds half a restore
+	resumed bool     // and all that is there, a restore into an empty volume wrote
+}
+
+func (f *holding) fresh() bool { return len(f.names) == 0 || f.resumed }
+
+func (o *RestoreOptions) look(dest *tree.Dest) (*holding, error) {
+	names, err := o.there(dest)
+	if err != nil {
+		return nil, err
+	}
+	f := &holding{names: names, marked: dest.HasMark()}
+	if f.marked && len(names) > 0 {
+		var was mark
+		text, err := dest.ReadMark()
+		f.resumed = err == nil && json.Unmarshal(text, &was) == nil && was.Fresh && was.Volume == o.Volume
+	}
+	return f, nil
+}
+
+// refuse is why what a volume holds must stay as it is; nil if it need not.
+func (o *RestoreOptions) refuse(f *holding) error {
+	switch {
+	case f.fresh():
+		return nil
+	case o.Fresh != nil:
+		return fmt.Errorf("%w: it is not fresh any more, it holds data (%s); nothing was changed", ErrNotEmpty, some(f.names))
+	case o.Force:
+		return nil
+	case f.marked:
+		return fmt.Errorf("%w: it holds an unfinished restore over earlier data; --force finishes it, `backupd restore --undo --volume %s=%s` brings the earlier data back", ErrNotEmpty, o.Volume, o.Path)
+	}
+	return fmt.Errorf("%w: it holds data (%s); nothing was changed; --force changes what differs from the snapshot and removes what it does not have, and can be undone", ErrNotEmpty, some(f.names))
+}
+
+// Refused is the error, an ErrNotEmpty, with which Restore would not touch the
+// volume for what it holds now; for those who stop services before they restore.
+// A directory that is not there, or not to be read, Restore speaks of itself.
+func (o RestoreOptions) Refused() error {
+	dest, err := tree.OpenDest(o.Path, tree.DestOptions{NoOwner: o.NoOwner})
+	if err != nil {
+		return nil
+	}
+	defer dest.Close()
+	f, err := o.look(dest)
+	if err != nil {
+		return nil
+	}
+	if err := o.refuse(f); err != nil {
+		return fmt.Errorf("restore volume %s to %s: %w", o.Volume, o.Path, err)
+	}
+	return nil
 }
 
 // explain adds what to do to the errors that a user can do something about.
@@ -218,44 +275,31 @@ func (r *restore) explain(err error) error {
 // prepare says whether the volume is empty; where it is not, it plans the
 // changes and has the present state kept.
 func (r *restore) prepare(ctx context.Context) (fresh bool, err error) {
-	names, err := r.there()
+	f, err := r.o.look(r.dest)
+	if err == nil {
+		err = r.o.refuse(f)
+	}
 	if err != nil {
 		return false, err
 	}
-	marked := r.dest.HasMark()
-	if len(names) == 0 {
+	if len(f.names) == 0 {
 		return true, nil
 	}
-	if marked {
-		var was mark
-		if text, err := r.dest.ReadMark(); err == nil && json.Unmarshal(text, &was) == nil && was.Fresh && was.Volume == r.o.Volume {
-			fresh = true // all that is here, an earlier restore wrote
-		}
-	}
 	if r.o.Fresh != nil {
-		if fresh {
-			r.resumed = true
-			return true, nil // discard plans
-		}
-		return false, fmt.Errorf("%w: it is not fresh any more, it holds data (%s); nothing was changed", ErrNotEmpty, some(names))
-	}
-	if !r.o.Force && !fresh {
-		if marked {
-			return false, fmt.Errorf("%w: it holds an unfinished restore over earlier data; --force finishes it, `backupd restore --undo --volume %s=%s` brings the earlier data back", ErrNotEmpty, r.o.Volume, r.o.Path)
-		}
-		return false, fmt.Errorf("%w: it holds data (%s); nothing was changed; --force changes what differs from the snapshot and removes what it does not have, and can be undone", ErrNotEmpty, some(names))
+		r.resumed = true
+		return true, nil // discard plans
 	}
 	if r.plan, err = r.makePlan(ctx); err != nil {
 		return false, err
 	}
 	// Over a half-restored volume no new undo is taken: the first one has the data.
-	if r.o.Undo != nil && !marked && len(r.plan.changed) > 0 {
+	if r.o.Undo != nil && !f.marked && len(r.plan.changed) > 0 {
 		u := UndoRequest{Volume: r.o.Volume, Path: r.o.Path, Pick: r.plan.touches, Bytes: r.plan.bytes}
 		if err := r.o.Undo(ctx, u); err != nil {
 			return false, fmt.Errorf("keep what is there for an undo: %w; nothing was changed; --no-undo restores without", err)
 		}
 	}
-	return fresh, nil
+	return f.fresh(), nil
 }
 
 // others are the names in the root that are neither discarded nor kept.

@@ -52,14 +52,17 @@ func TestRestoreOverDataInUse(t *testing.T) {
 	}
 	damage()
 
+	before := started(t, p, "application")
 	code, said := try(t, p, "restore")
 	if code == 0 {
 		t.Fatalf("it restored over data unasked: %s", said)
 	}
 	mentions(t, said, "--force")
 	isDamaged()
+	if started(t, p, "application") != before {
+		t.Error("the application was stopped for a restore that was refused")
+	}
 
-	before := started(t, p, "application")
 	out := p.Output("run", "--rm", "-T", "backup", "restore", "--force")
 	mentions(t, out, "application", "volume data: wrote")
 	isTheServers(t, p)
