@@ -44,7 +44,7 @@ func OwnEngine(t testing.TB) (socket string) {
 	defer log.Close()
 	cmd := exec.Command("unshare", "-n", "-m", "sh", "-c", `ip link set lo up && exec dockerd "$@"`, "sh",
 		"--config-file", in("config"), "--data-root", in("data"), "--exec-root", in("exec"), "--pidfile", in("pid"),
-		"--host", "unix://"+in("sock"), "--iptables=false", "--ip-masq=false", "--storage-driver", "vfs")
+		"--host", "unix://"+in("sock"), "--iptables=false", "--ip-masq=false")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
