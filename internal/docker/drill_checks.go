@@ -40,6 +40,7 @@ said=$("$check" --user=root --all-databases --check 2>&1) || { printf '%s\n' "$s
 bad=$(printf '%s\n' "$said" | grep -Ei '^(error|status)[[:space:]]*:|corrupt$' | grep -Eiv '^status[[:space:]]*:[[:space:]]*OK$')
 [ -z "$bad" ] || { printf '%s\n' "$said" | grep -Ev 'OK$' | tail -n 8; exit 1; }
 `,
+	MongoDB: mongoCheck,
 	Redis: preamble + `
 REDISCLI_AUTH=${BACKUPD_REQUIREPASS:-${REDISCLI_AUTH:-$(secret REDIS_PASSWORD VALKEY_PASSWORD)}} || exit 1
 if [ -n "$REDISCLI_AUTH" ]; then export REDISCLI_AUTH VALKEYCLI_AUTH="$REDISCLI_AUTH"; else unset REDISCLI_AUTH; fi
