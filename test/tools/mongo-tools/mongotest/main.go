@@ -4,17 +4,22 @@
 //	mongotest run DB COMMAND...   runs commands in extended JSON and prints the last reply
 //	mongotest fill DB.COLL N      inserts documents of many types, with _id 0 to N-1
 //	mongotest load DB             inserts document n into DB.first and then into DB.second, for ever
-//	mongotest sum                 prints a line for each collection: name, count, SHA-256 of all documents
+//	mongotest sum                 prints a line for each collection: name, count, last _id, SHA-256
+//	mongotest replay              does what stands in the log of operations of an archive on stdin, and prints how
+//	                              many there were: FerretDB lacks applyOps, by which mongorestore does it
 //
 // MONGO_URI says where the server is and who asks; by default it is this machine's own.
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"slices"
@@ -60,8 +65,10 @@ func run(ctx context.Context, args []string) error {
 		return load(ctx, client.Database(args[1]))
 	case len(args) == 1 && args[0] == "sum":
 		return sum(ctx, client)
+	case len(args) == 1 && args[0] == "replay":
+		return replay(ctx, client, bufio.NewReader(os.Stdin))
 	}
-	return errors.New("usage: mongotest run DB COMMAND... | fill DB.COLL N | load DB | sum")
+	return errors.New("usage: mongotest run DB COMMAND... | fill DB.COLL N | load DB | sum | replay")
 }
 
 func commands(ctx context.Context, db *mongo.Database, texts []string) error {
@@ -133,16 +140,69 @@ func sum(ctx context.Context, client *mongo.Client) error {
 			if err != nil {
 				return err
 			}
-			count, hash := 0, sha256.New()
+			count, last, hash := 0, int64(-1), sha256.New()
 			for found.Next(ctx) {
 				hash.Write(found.Current)
-				count++
+				count, last = count+1, found.Current.Lookup("_id").AsInt64()
 			}
 			if err := found.Err(); err != nil {
 				return err
 			}
-			fmt.Printf("%s.%s %d %x\n", db, name, count, hash.Sum(nil))
+			fmt.Printf("%s.%s %d %d %x\n", db, name, count, last, hash.Sum(nil))
 		}
 	}
 	return nil
+}
+
+// replay reads blocks up to a terminator: what an archive holds, then a header
+// and documents of a namespace each. The log's has a collection and no database.
+func replay(ctx context.Context, client *mongo.Client, archive *bufio.Reader) error {
+	const magic, terminator = 0x8199e26d, 0xffffffff
+	word := make([]byte, 4)
+	if _, err := io.ReadFull(archive, word); err != nil || binary.LittleEndian.Uint32(word) != magic {
+		return fmt.Errorf("not an archive: %x, %w", word, err)
+	}
+	done, block, isLog := 0, 0, false
+	for first := true; ; {
+		word, err := archive.Peek(4)
+		if errors.Is(err, io.EOF) && len(word) == 0 && first {
+			fmt.Println(done)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		size := binary.LittleEndian.Uint32(word)
+		if size == terminator {
+			if _, err := archive.Discard(4); err != nil {
+				return err
+			}
+			first, block = true, block+1
+			continue
+		}
+		document := make(bson.Raw, size)
+		if _, err := io.ReadFull(archive, document); err != nil {
+			return err
+		}
+		if first {
+			db, _ := document.Lookup("db").StringValueOK()
+			coll, _ := document.Lookup("collection").StringValueOK()
+			isLog = block > 0 && db == "" && coll == "oplog"
+			first = false
+			continue
+		}
+		if !isLog {
+			continue
+		}
+		op, ns, object := document.Lookup("op").StringValue(), document.Lookup("ns").StringValue(), document.Lookup("o").Document()
+		if op != "i" {
+			return fmt.Errorf("the log has operation %q on %s", op, ns)
+		}
+		db, coll, _ := strings.Cut(ns, ".")
+		// An operation may be done twice: the dump has read what it made.
+		if _, err := client.Database(db).Collection(coll).InsertOne(ctx, object); err != nil && !mongo.IsDuplicateKeyError(err) {
+			return err
+		}
+		done++
+	}
 }
