@@ -53,7 +53,7 @@ const mongoCheck = mongoArchive + `
 until said=$(archive 2>&1 >/dev/null); do
 	printf '%s\n' "$said"
 	case $said in
-	*"connection refused"* | *"cannot currently read from this replSet member"*) sleep 1 ;;
+	*"connection refused"* | *"(NotPrimary"* | *"(NotMaster"*) sleep 1 ;;
 	*) exit 1 ;;
 	esac
 done

@@ -172,3 +172,29 @@ exit `+c.code+"\n"), 0o755))
 		})
 	}
 }
+
+// So are these: a member of a replica set that starts, and one that never finds itself.
+func TestACheckOfMongoDBWaitsForItsPlaceInTheReplicaSet(t *testing.T) {
+	s := newStage(t)
+	tool := t.TempDir() + "/mongodump"
+	s.must(os.WriteFile(tool, []byte(`#!/bin/sh
+for state in refused recovering; do
+	mkdir /tmp/$state 2>/dev/null || continue
+	case $state in
+	refused) echo "Failed: can't create session: dial tcp 127.0.0.1:27017: connect: connection refused" ;;
+	*) echo "Failed: error creating intents to dump: error getting database names: (NotPrimaryOrSecondary) node is not in primary or recovering state" ;;
+	esac >&2
+	exit 1
+done
+[ -z "$BROKEN" ] || { echo "Failed: (InternalError) WT_ERROR: non-specific WiredTiger error" >&2; exit 1; }
+`), 0o755))
+	c := part{service: "db", mounts: []string{tool + ":/bin/mongodump:ro"}}
+	check := func(id string) error {
+		return s.Engine.run(t.Context(), Container{ID: id, Name: "db-1"}, command{script: mongoCheck}, 0)
+	}
+	s.must(check(s.add(c)))
+	c.service, c.env = "broken", []string{"BROKEN=1"}
+	if err := check(s.add(c)); err == nil || !strings.Contains(err.Error(), "WT_ERROR") {
+		t.Errorf("of broken data: %v", err)
+	}
+}
