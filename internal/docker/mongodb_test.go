@@ -57,7 +57,8 @@ func TestMongoDBIsDumpedAndRestored(t *testing.T) {
 		{
 			"a replica set, the password in a file", "--replSet rs0",
 			[]string{"MONGO_INITDB_ROOT_USERNAME_FILE=/secrets/user", "MONGO_INITDB_ROOT_PASSWORD_FILE=/secrets/password", mongoURI},
-			[]string{secrets + ":/secrets:ro"}, "1",
+			[]string{secrets + ":/secrets:ro"},
+			"1",
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
