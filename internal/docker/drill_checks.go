@@ -33,6 +33,7 @@ said=$("$check" --user=root --all-databases --check 2>&1) || { printf '%s\n' "$s
 bad=$(printf '%s\n' "$said" | grep -Ei '^(error|status)[[:space:]]*:|corrupt$' | grep -Eiv '^status[[:space:]]*:[[:space:]]*OK$')
 [ -z "$bad" ] || { printf '%s\n' "$said" | grep -Ev 'OK$' | tail -n 8; exit 1; }
 `,
+	MongoDB: mongoCheck,
 	Redis: redisLogin + `
 until said=$("$cli" ping 2>&1) && [ "$said" = PONG ]; do
 	case $said in

@@ -38,6 +38,12 @@ func TestDrillsPassOnGoodDataAndFailOnDamagedOnes(t *testing.T) {
 			fill:   []string{"sh", "-c", "redis-cli set a b && redis-cli save"},
 			damage: `truncate -s -9 /v/dump.rdb`,
 		},
+		{
+			kind: MongoDB, image: "mongo", label: "mongodb", command: "exec entrypoint mongod", at: "/data/db",
+			env:    "MONGO_INITDB_ROOT_USERNAME: root, MONGO_INITDB_ROOT_PASSWORD_FILE: /run/secrets/password, MONGO_URI: 'mongodb://root:correct%20horse@127.0.0.1/?authSource=admin'",
+			fill:   []string{"mongotest", "fill", "shop.orders", "1000"},
+			damage: `dd if=/dev/urandom of=/v/shop.sqlite bs=4096 seek=20 count=20 conv=notrunc`,
+		},
 	} {
 		t.Run(string(d.kind), func(t *testing.T) {
 			t.Parallel()

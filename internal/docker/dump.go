@@ -68,13 +68,7 @@ case $("$dump" --help 2>/dev/null) in
 esac
 exec "$dump" --user=root --single-transaction --quick --all-databases "$@" --routines --events --triggers --hex-blob --skip-dump-date
 `,
-	MongoDB: preamble + `
-user=$(secret MONGO_INITDB_ROOT_USERNAME) || exit 1
-[ -n "$user" ] || exec mongodump --archive
-password=$(secret MONGO_INITDB_ROOT_PASSWORD) || exit 1
-quoted=$(printf %s "$password" | sed 's/[\\"]/\\&/g') || exit 1
-printf 'password: "%s"\n' "$quoted" | mongodump --archive --config=/dev/stdin --username="$user" --authenticationDatabase=admin
-`,
+	MongoDB: mongoDump,
 	Redis: redisLogin + `
 exec "$cli" --rdb -
 `,

@@ -249,6 +249,7 @@ func TestDatabasesAreRecognisedByWhatRunsOrLies(t *testing.T) {
 		{[]string{"ibdata1", "mysql/user.frm"}, []Kind{MySQL}},
 		{[]string{"a/b/c/d/ibdata1", "uploads/x.png"}, nil},
 		{[]string{"appendonlydir/appendonly.aof.1.base.rdb"}, []Kind{Redis}},
+		{[]string{"WiredTiger", "_mdb_catalog.wt"}, []Kind{MongoDB}},
 	} {
 		volume := fstest.MapFS{}
 		for _, f := range c.files {

@@ -11,7 +11,6 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -472,35 +471,5 @@ func TestACancelledDumpIsEndedInItsContainer(t *testing.T) {
 		if got := s.processes(id); slices.ContainsFunc(got, func(p string) bool { return strings.Contains(p, "echo x") }) {
 			t.Errorf("%s: it goes on: %q", how, got)
 		}
-	}
-}
-
-// The tools are scripts: MongoDB is not in Debian. What is tested is what they
-// are given, and how.
-func TestMongoDBIsDumpedWithItsOwnCredentials(t *testing.T) {
-	s := newStage(t)
-	secret := t.TempDir() + "/password"
-	s.must(os.WriteFile(secret, []byte(`s"ec\ret`), 0o644))
-	tool := t.TempDir() + "/mongodump"
-	s.must(os.WriteFile(tool, []byte("#!/bin/sh\necho \"args: $*\"\ncase \"$*\" in *config=/dev/stdin*) cat ;; esac\n"), 0o755))
-	for _, c := range []struct {
-		name  string
-		env   []string
-		files []string
-		want  string
-	}{
-		{"without a password", nil, nil, "args: --archive\n"},
-		{"with one", []string{"MONGO_INITDB_ROOT_USERNAME=admin", `MONGO_INITDB_ROOT_PASSWORD=s"ec\ret`}, nil, "args: --archive --config=/dev/stdin --username=admin --authenticationDatabase=admin\n" + `password: "s\"ec\\ret"` + "\n"},
-		{"in a file", []string{"MONGO_INITDB_ROOT_USERNAME=admin", "MONGO_INITDB_ROOT_PASSWORD_FILE=/run/password"}, []string{secret + ":/run/password:ro"}, "args: --archive --config=/dev/stdin --username=admin --authenticationDatabase=admin\n" + `password: "s\"ec\\ret"` + "\n"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			s := &stage{s.Engine, t, s.project, s.image, s.state}
-			id := s.add(part{service: "db", env: c.env, mounts: append(c.files, tool+":/bin/mongodump:ro")})
-			got, err := s.dump(s.Engine, id, Dump{Kind: MongoDB})
-			s.must(err)
-			if got != c.want {
-				t.Errorf("got %q, want %q", got, c.want)
-			}
-		})
 	}
 }

@@ -265,7 +265,7 @@ func (r *labelReader) orphans(label string, variants ...string) {
 }
 
 // drillKinds are the words for built-in checks.
-var drillKinds = []string{string(Postgres), string(MySQL), string(MariaDB), string(Redis)}
+var drillKinds = []string{string(Postgres), string(MySQL), string(MariaDB), string(MongoDB), string(Redis)}
 
 func (r *labelReader) drill() Check {
 	c := Check{Hook: r.hook(labelDrill, defaultDrillTimeout)}
@@ -279,8 +279,8 @@ func (r *labelReader) drill() Check {
 		c.Kind = Postgres
 	case word == "valkey":
 		c.Kind = Redis
-	case word == string(MongoDB) || word == "mongo":
-		r.fail(labelDrill, "is %q, for which no check is built in; give a command that fails if the data are not good", word)
+	case word == "mongo":
+		c.Kind = MongoDB
 	default:
 		if near, distance := nearest(word, drillKinds); distance <= 2 && !strings.ContainsAny(word, " /") {
 			r.fail(labelDrill, "is %q; do you mean %s?", word, near)

@@ -112,7 +112,7 @@ func TestHooksOfAConfigurationAreAroundThoseOfLabels(t *testing.T) {
 
 func TestChecksOfDrillsAreReadFromLabels(t *testing.T) {
 	for label, want := range map[string]Check{
-		"postgres": {Kind: Postgres}, "postgresql": {Kind: Postgres}, "mysql": {Kind: MySQL}, "mariadb": {Kind: MariaDB}, "redis": {Kind: Redis}, "valkey": {Kind: Redis},
+		"postgres": {Kind: Postgres}, "postgresql": {Kind: Postgres}, "mysql": {Kind: MySQL}, "mariadb": {Kind: MariaDB}, "mongodb": {Kind: MongoDB}, "mongo": {Kind: MongoDB}, "redis": {Kind: Redis}, "valkey": {Kind: Redis},
 		"pg_amcheck --all": {Hook: Hook{Command: "pg_amcheck --all"}},
 	} {
 		p, err := ParsePolicy("db", map[string]string{"backupd.drill": label})
@@ -121,7 +121,7 @@ func TestChecksOfDrillsAreReadFromLabels(t *testing.T) {
 			t.Errorf("%s: %+v, %v", label, p.Drill, err)
 		}
 	}
-	for _, label := range []string{"mongodb", "postgers", " "} {
+	for _, label := range []string{"mongdb", "postgers", " "} {
 		if p, err := ParsePolicy("db", map[string]string{"backupd.drill": label}); err == nil {
 			t.Errorf("%q is %+v", label, p.Drill)
 		}
