@@ -7,7 +7,7 @@ var checkScripts = map[Kind]string{
 	// all rows are read at least.
 	Postgres: postgresLogin + `
 until pg_isready -q -d postgres; do sleep 1; done
-check='
+run='
 ask() { psql -XAtqw -v ON_ERROR_STOP=1 -d postgres -c "$1"; }
 names=$(ask "select datname from pg_database") || exit 1
 [ -n "$names" ] || exit 1
@@ -18,11 +18,7 @@ if [ "$recovery" = f ] && command -v pg_amcheck >/dev/null && printf "%s\\n" "$e
 fi
 exec pg_dumpall --no-password >/dev/null
 '
-if [ "$(id -u)" = 0 ] && have su && id "$PGUSER" >/dev/null 2>&1 && ! psql -XAtqw -d postgres -c 'select 1' >/dev/null 2>&1; then
-	exec su -s /bin/sh "$PGUSER" -c "$check"
-fi
-exec sh -c "$check"
-`,
+` + asSystemUser,
 	// The program says of each table what it found, and succeeds whatever that is.
 	MySQL: mysqlLogin + `
 cli=mysql admin=mysqladmin check=mysqlcheck

@@ -36,6 +36,14 @@ PGPASSWORD=${PGPASSWORD:-$(secret POSTGRES_PASSWORD POSTGRESQL_PASSWORD)} || exi
 [ -n "$PGPASSWORD" ] || unset PGPASSWORD
 export PGUSER PGPASSWORD
 `
+	// asSystemUser runs what $run has; where the server trusts its system user alone,
+	// root becomes that user.
+	asSystemUser = `
+if [ "$(id -u)" = 0 ] && have su && id "$PGUSER" >/dev/null 2>&1 && ! psql -XAtqw -d postgres -c 'select 1' >/dev/null 2>&1; then
+	exec su -s /bin/sh "$PGUSER" -c "$run"
+fi
+exec sh -c "$run"
+`
 	mysqlLogin = preamble + `
 MYSQL_PWD=$(secret MARIADB_ROOT_PASSWORD MYSQL_ROOT_PASSWORD) || exit 1
 if [ -n "$MYSQL_PWD" ]; then export MYSQL_PWD; else unset MYSQL_PWD; fi
@@ -50,13 +58,9 @@ have redis-cli || cli=valkey-cli
 
 // dumpScripts are the built-in dumps.
 var dumpScripts = map[Kind]string{
-	// Where the server trusts its system user alone, root becomes that user.
 	Postgres: postgresLogin + `
-if [ "$(id -u)" = 0 ] && have su && id "$PGUSER" >/dev/null 2>&1 && ! psql -XAtqw -d postgres -c 'select 1' >/dev/null 2>&1; then
-	exec su -s /bin/sh "$PGUSER" -c 'exec pg_dumpall --clean --if-exists --no-password'
-fi
-exec pg_dumpall --clean --if-exists --no-password
-`,
+run='exec pg_dumpall --clean --if-exists --no-password'
+` + asSystemUser,
 	// MariaDB's own system tables cannot be read back into a server that has them;
 	// its users are dumped as statements instead, and those that exist are kept.
 	MySQL: mysqlLogin + `

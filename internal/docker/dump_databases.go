@@ -34,14 +34,11 @@ func (e *Engine) Databases(ctx context.Context, s *Stack) ([]Found, error) {
 			if c.State != "running" {
 				continue
 			}
-			top, err := e.api.ContainerTop(ctx, c.ID, nil)
-			if cerrdefs.IsNotFound(err) || cerrdefs.IsConflict(err) {
-				continue // it has ended meanwhile
-			}
+			kinds, err := e.databasesIn(ctx, c)
 			if err != nil {
-				return out, fmt.Errorf("list the processes of container %s: %w", c.Name, explainAccess(err))
+				return out, err
 			}
-			for _, kind := range recognise(top) {
+			for _, kind := range kinds {
 				found := Found{Service: svc.Name, Kind: kind, Container: c}
 				if !slices.ContainsFunc(out, func(f Found) bool { return f.Service == found.Service && f.Kind == kind }) {
 					out = append(out, found)
@@ -50,6 +47,18 @@ func (e *Engine) Databases(ctx context.Context, s *Stack) ([]Found, error) {
 		}
 	}
 	return out, nil
+}
+
+// databasesIn are the databases that run in a container; none where it has ended.
+func (e *Engine) databasesIn(ctx context.Context, c Container) ([]Kind, error) {
+	top, err := e.api.ContainerTop(ctx, c.ID, nil)
+	if cerrdefs.IsNotFound(err) || cerrdefs.IsConflict(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list the processes of container %s: %w", c.Name, explainAccess(err))
+	}
+	return recognise(top), nil
 }
 
 // recognise reads a list of processes.

@@ -27,7 +27,7 @@ type Step struct {
 	// Wave orders the steps: those of one wave are done at once, and the next
 	// wave when they are done. Undoing goes backwards.
 	Wave       int
-	Containers []Container   // that run; none for ActScale
+	Containers []Container   // that run; of ActScale those on this machine
 	Timeout    time.Duration // of ActStop and ActScale; zero: the container's own
 	Asked      bool          // a label asks for it; else it is the default
 	Swarm      *SwarmService // of ActScale

@@ -112,7 +112,8 @@ func (p *Plan) swarmSteps(svc *Service, policy Policy, asked bool) []Step {
 	if svc.Swarm.Replicas == 0 {
 		return nil
 	}
-	return []Step{{Service: svc.Name, Act: ActScale, Timeout: policy.StopTimeout, Asked: asked, Swarm: svc.Swarm}}
+	here := slices.DeleteFunc(slices.Clone(svc.Containers), func(c Container) bool { return c.State != "running" })
+	return []Step{{Service: svc.Name, Act: ActScale, Containers: here, Timeout: policy.StopTimeout, Asked: asked, Swarm: svc.Swarm}}
 }
 
 func (s *SwarmService) entry(step Step) *entry {

@@ -14,6 +14,10 @@ import (
 
 // Freezer makes what writes to the volumes stand still for a while.
 type Freezer interface {
+	// Settle is called once, after the volumes were read while all goes on. What is to
+	// stand still may write now what it would write on its way down. It says
+	// whether anything did: then what changed is read once more before Freeze.
+	Settle(ctx context.Context) bool
 	// Freeze returns when nothing writes to the volumes any more. Where it
 	// fails, some of the writers may stand still: Thaw is called all the same.
 	Freeze(ctx context.Context) error
@@ -109,7 +113,7 @@ func (h *hold) end() {
 }
 
 const (
-	// maxLive bounds the passes before the freeze.
+	// maxLive bounds the passes before the services settle.
 	maxLive = 3
 	// liveEnough is how short a pass must be for what changed meanwhile to be
 	// read quickly: no further one is worth its reads.
@@ -171,10 +175,10 @@ func each(jobs []*volumeJob, do func(j *volumeJob) error) error {
 
 // live goes over all volumes while the services run: once, and again as long
 // as the last time took so long that much may have changed meanwhile, and there
-// was less to read than the time before.
+// was less to read than the time before; and once more when they have settled.
 func (b *backupRun) live(ctx context.Context, jobs []*volumeJob) error {
 	before := uint64(0)
-	for n := range maxLive {
+	for n, settled := 0, false; ; n++ {
 		began, read := b.r.now(), uint64(0)
 		err := each(jobs, func(j *volumeJob) error {
 			switch {
@@ -198,12 +202,16 @@ func (b *backupRun) live(ctx context.Context, jobs []*volumeJob) error {
 		if err != nil {
 			return err
 		}
-		if b.r.now().Sub(began) < liveEnough || n > 0 && 2*read > before {
+		if settled {
 			return nil
+		}
+		if n+1 >= maxLive || b.r.now().Sub(began) < liveEnough || n > 0 && 2*read > before {
+			if settled = b.o.Freeze.Settle(ctx); !settled {
+				return nil
+			}
 		}
 		before = read
 	}
-	return nil
 }
 
 // freeze reads what is to be read while the services stand still.

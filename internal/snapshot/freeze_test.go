@@ -24,6 +24,13 @@ type freezer struct {
 	freeze, thaw func(ctx context.Context) error
 	frozen       atomic.Int32 // calls of Freeze
 	thawed       atomic.Int32
+	settle       func() bool
+	settled      atomic.Int32
+}
+
+func (f *freezer) Settle(context.Context) bool {
+	f.settled.Add(1)
+	return f.settle != nil && f.settle()
 }
 
 func (f *freezer) Freeze(ctx context.Context) error {
@@ -613,5 +620,41 @@ func TestAFreezeWithinItsLimitIsCompletedAfterIt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// What is written when the services settle is read before they stand still.
+func TestWhatSettlesIsReadBeforeTheFreeze(t *testing.T) {
+	const size = 8 << 20
+	read := map[bool]uint64{}
+	for _, settles := range []bool{false, true} {
+		w := newWorld(t)
+		path := filepath.Join(w.volume, "table")
+		if err := os.WriteFile(path, noise(1, size), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		f := &freezer{}
+		f.settle = func() bool {
+			if n := f.frozen.Load(); n != 0 {
+				t.Errorf("it settles after it was frozen %d times", n)
+			}
+			if err := os.WriteFile(path, noise(2, size), 0o644); err != nil {
+				t.Error(err)
+			}
+			return settles
+		}
+		s, err := w.repo.Backup(context.Background(), w.target, BackupOptions{Stack: "shop", Volumes: []Source{{Name: "data", Path: w.volume}}, Freeze: f})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.wantThawed(t, 1)
+		if n := f.settled.Load(); n != 1 {
+			t.Errorf("it was asked to settle %d times", n)
+		}
+		read[settles] = s.Volumes[0].BytesRead
+		testtree.Compare(t, w.volume, w.restoreNew(s.ID), testtree.Options{})
+	}
+	if more := read[true] - read[false]; more < size {
+		t.Errorf("%d bytes more were read when something had settled, want %d", more, size)
 	}
 }
