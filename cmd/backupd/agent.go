@@ -6,14 +6,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/disko/backupd/internal/agent"
+	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/seed"
 	"github.com/disko/backupd/internal/snapshot"
 )
@@ -55,28 +54,17 @@ func (s *surroundings) parse() (agent.Mode, agent.Limits, error) {
 	default:
 		return "", agent.Limits{}, usagef("--volumes %q: write mounted, project or host", s.mode)
 	}
-	memory, err := parseSize(s.memory)
-	if err != nil {
-		return "", agent.Limits{}, usagef("--worker-memory %q: %w", s.memory, err)
+	limits := agent.Limits{CPUs: s.cpus}
+	if s.memory != "" {
+		var err error
+		if limits.Memory, err = bytesize.Parse(s.memory); err != nil {
+			return "", agent.Limits{}, usagef("--worker-memory: %w", err)
+		}
 	}
 	if s.cpus < 0 {
 		return "", agent.Limits{}, usagef("--worker-cpus %v: must not be negative", s.cpus)
 	}
-	return mode, agent.Limits{Memory: memory, CPUs: s.cpus}, nil
-}
-
-// parseSize reads bytes as Docker writes them: 512m, 2g.
-func parseSize(text string) (int64, error) {
-	if text == "" {
-		return 0, nil
-	}
-	digits := strings.TrimRight(strings.ToLower(text), "bkmgi")
-	shift, ok := map[string]uint{"": 0, "b": 0, "k": 10, "kb": 10, "kib": 10, "m": 20, "mb": 20, "mib": 20, "g": 30, "gb": 30, "gib": 30}[strings.ToLower(text[len(digits):])]
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil || !ok || n <= 0 || n > 1<<62>>shift {
-		return 0, fmt.Errorf("write a number and a unit, as in 512m or 2g")
-	}
-	return n << shift, nil
+	return mode, limits, nil
 }
 
 // agent finds out where this process runs, and opens what it needs.

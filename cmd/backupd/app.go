@@ -263,15 +263,3 @@ func (a *app) notice(format string, args ...any) {
 		fmt.Fprintf(a.stderr, "backupd: "+format+"\n", args...)
 	}
 }
-
-// size prints bytes for a person.
-func size[T int | int64 | uint64](n T) string {
-	f, units := float64(n), []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"}
-	for f >= 1024 && len(units) > 1 {
-		f, units = f/1024, units[1:]
-	}
-	if units[0] == "B" {
-		return fmt.Sprintf("%d B", n)
-	}
-	return fmt.Sprintf("%.1f %s", f, units[0])
-}

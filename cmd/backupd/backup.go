@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/disko/backupd/internal/agent"
+	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/snapshot"
 )
 
@@ -51,9 +52,11 @@ is for that volume.
 		if b.Quiesce != agent.QuiesceAuto && b.Quiesce != agent.QuiesceNever {
 			return usagef("--quiesce %q: write auto or never", quiesce)
 		}
-		var err error
-		if b.HoldBytes, err = parseSize(freezeMemory); err != nil {
-			return usagef("--freeze-memory %q: %w", freezeMemory, err)
+		if freezeMemory != "" {
+			var err error
+			if b.HoldBytes, err = bytesize.Parse(freezeMemory); err != nil {
+				return usagef("--freeze-memory: %w", err)
+			}
 		}
 		return a.backup(ctx, vols, b)
 	})
@@ -196,7 +199,7 @@ func (a *app) tell(t *agent.Taken) error {
 		return err
 	}
 	for _, v := range t.Volumes {
-		a.notice("volume %s: %d files, %s; read %s, stored %s in %d new frames", v.Name, v.Files, size(v.Bytes), size(v.BytesRead), size(v.BytesStored), v.FramesNew)
+		a.notice("volume %s: %d files, %s; read %s, stored %s in %d new frames", v.Name, v.Files, bytesize.Text(v.Bytes), bytesize.Text(v.BytesRead), bytesize.Text(v.BytesStored), v.FramesNew)
 	}
 	if t.FrozenSeconds > 0 {
 		a.notice("services stood still for %.2f s", t.FrozenSeconds)

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/store"
 )
@@ -96,7 +97,7 @@ func (a *app) copy(ctx context.Context, names []string, f copyFlags) error {
 		if c.Existed {
 			a.notice("snapshot %.8s of stack %s is there already, as %.8s", c.Source, c.Stack, c.ID)
 		} else {
-			a.notice("snapshot %.8s of stack %s is now %.8s there, number %d; copied %s in %d objects", c.Source, c.Stack, c.ID, c.Sequence, size(c.Bytes), c.Objects)
+			a.notice("snapshot %.8s of stack %s is now %.8s there, number %d; copied %s in %d objects", c.Source, c.Stack, c.ID, c.Sequence, bytesize.Text(c.Bytes), c.Objects)
 		}
 	}
 	return nil

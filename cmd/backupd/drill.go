@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/disko/backupd/internal/agent"
+	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/snapshot"
 )
 
@@ -111,7 +112,7 @@ func (a *app) tellDrilled(d *agent.Drilled) error {
 		return a.printJSON(d)
 	}
 	for _, v := range d.Volumes {
-		a.notice("volume %s: %d entries and %s compared, %d differ", v.Name, v.Entries, size(v.Bytes), v.Differ)
+		a.notice("volume %s: %d entries and %s compared, %d differ", v.Name, v.Entries, bytesize.Text(v.Bytes), v.Differ)
 		for _, diff := range d.Differences[v.Name] {
 			fmt.Fprintf(a.stderr, "backupd: volume %s: %s\n", v.Name, diff)
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/snapshot/index"
 	"github.com/disko/backupd/internal/snapshot/tarstream"
@@ -107,7 +108,7 @@ func (a *app) printSnapshots(list []listed) error {
 		if e.Warnings > 0 {
 			note = strings.TrimSpace(fmt.Sprintf("%s (%d warnings)", note, e.Warnings))
 		}
-		fmt.Fprintf(w, "%.8s\t%s\t%s\t%s\t%d\t%s\t%s\n", e.ID, e.Finished.Local().Format("2006-01-02 15:04:05"), e.Stack, strings.Join(e.Volumes, " "), e.Files, size(e.Bytes), note)
+		fmt.Fprintf(w, "%.8s\t%s\t%s\t%s\t%d\t%s\t%s\n", e.ID, e.Finished.Local().Format("2006-01-02 15:04:05"), e.Stack, strings.Join(e.Volumes, " "), e.Files, bytesize.Text(e.Bytes), note)
 	}
 	return w.Flush()
 }
@@ -176,7 +177,7 @@ func (a *app) showCommand() *cobra.Command {
 				if v.Dump {
 					kind = "dump"
 				}
-				fmt.Fprintf(w, "%s\t%s: %d files, %d entries, %s; in %d packs of %s\n", kind, v.Name, v.Counts.Files, v.Counts.Entries, size(v.Counts.Bytes), packs, size(stored))
+				fmt.Fprintf(w, "%s\t%s: %d files, %d entries, %s; in %d packs of %s\n", kind, v.Name, v.Counts.Files, v.Counts.Entries, bytesize.Text(v.Counts.Bytes), packs, bytesize.Text(stored))
 				if v.Driver != "" {
 					fmt.Fprintf(w, "\tdriver: %s\n", index.Escape(v.Driver))
 				}
@@ -377,7 +378,7 @@ every checksum, frame id and index line is checked. Damage is listed on stdout; 
 		if deep {
 			how = "were read and are whole"
 		}
-		a.notice("%d snapshots: %d objects of %s %s", v.Snapshots, v.Objects, size(v.Bytes), how)
+		a.notice("%d snapshots: %d objects of %s %s", v.Snapshots, v.Objects, bytesize.Text(v.Bytes), how)
 		return nil
 	})
 	return cmd

@@ -10,6 +10,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
 
+	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/snapshot"
 )
 
@@ -79,11 +80,11 @@ func (s *shown) text() string {
 	done, total := s.p.Bytes.Load(), s.p.TotalBytes.Load()
 	elapsed := time.Since(s.begun)
 	rate := float64(done) / max(elapsed.Seconds(), 0.001)
-	out := size(done)
+	out := bytesize.Text(done)
 	if total > done {
-		out += " of " + size(total)
+		out += " of " + bytesize.Text(total)
 	}
-	out += fmt.Sprintf(", %d files, %s/s", s.p.Files.Load(), size(int64(rate)))
+	out += fmt.Sprintf(", %d files, %s/s", s.p.Files.Load(), bytesize.Text(int64(rate)))
 	if total > done && rate > 0 && elapsed > time.Second {
 		out += fmt.Sprintf(", %s left", time.Duration(float64(total-done)/rate*1e9).Round(time.Second))
 	}

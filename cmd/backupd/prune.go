@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/snapshot"
 )
 
@@ -87,7 +88,9 @@ func (a *app) prune(ctx context.Context, po snapshot.PruneOptions) error {
 
 // prunedLines tells a person what became of a stack.
 func prunedLines(s snapshot.PrunedStack, dryRun bool) []string {
-	amount := func(a snapshot.Amount) string { return fmt.Sprintf("%s in %d objects", size(a.Bytes), a.Objects) }
+	amount := func(a snapshot.Amount) string {
+		return fmt.Sprintf("%s in %d objects", bytesize.Text(a.Bytes), a.Objects)
+	}
 	when := func(t time.Time) string { return t.Local().Format("2006-01-02 15:04") }
 	freed, condemned := "freed", "condemned"
 	if dryRun {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/disko/backupd/internal/agent"
+	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/snapshot"
 )
 
@@ -214,7 +215,7 @@ func (a *app) tellRestored(all []*snapshot.RestoreStats) error {
 		return err
 	}
 	for _, s := range all {
-		a.notice("volume %s: wrote %d entries, %s, and removed %d in %s", s.Volume, s.Files, size(s.Bytes), s.Removed, s.Path)
+		a.notice("volume %s: wrote %d entries, %s, and removed %d in %s", s.Volume, s.Files, bytesize.Text(s.Bytes), s.Removed, s.Path)
 	}
 	if warned {
 		return &statusError{exitWarnings, "restored, but not every attribute could be set; see the warnings above"}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/snapshot"
 )
 
@@ -46,16 +47,16 @@ func (a *app) printStacks(u *snapshot.Usage) error {
 		if i > 0 {
 			fmt.Fprintln(w)
 		}
-		fmt.Fprintf(w, "stack %s\t%s\t\n", s.Stack, size(s.Bytes))
+		fmt.Fprintf(w, "stack %s\t%s\t\n", s.Stack, bytesize.Text(s.Bytes))
 		if s.Forgotten > 0 {
-			fmt.Fprintf(w, "  forgotten\t%s\tprune frees it\n", size(s.Forgotten))
+			fmt.Fprintf(w, "  forgotten\t%s\tprune frees it\n", bytesize.Text(s.Forgotten))
 		}
 		for _, v := range s.Volumes {
-			fmt.Fprintf(w, "  volume %s\t%s\t\n", v.Volume, size(v.Bytes))
+			fmt.Fprintf(w, "  volume %s\t%s\t\n", v.Volume, bytesize.Text(v.Bytes))
 		}
 		fmt.Fprintln(w, "  SNAPSHOT\tOWN\tSHARED")
 		for _, e := range s.Snapshots {
-			fmt.Fprintf(w, "  %.8s\t%s\t%s\n", e.ID, size(e.Own), size(e.Shared))
+			fmt.Fprintf(w, "  %.8s\t%s\t%s\n", e.ID, bytesize.Text(e.Own), bytesize.Text(e.Shared))
 		}
 	}
 	return w.Flush()

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/targets/directory"
 )
@@ -38,7 +39,7 @@ func (k *keeper) keep(ctx context.Context, u snapshot.UndoRequest) error {
 		return errors.New("there is no state directory; name one with --state-dir")
 	}
 	if u.Bytes > k.limit {
-		return fmt.Errorf("%s would have to be kept, the limit is %s; raise it with --undo-limit", size(u.Bytes), size(k.limit))
+		return fmt.Errorf("%s would have to be kept, the limit is %s; raise it with --undo-limit", bytesize.Text(u.Bytes), bytesize.Text(k.limit))
 	}
 	if err := os.RemoveAll(k.next); err != nil {
 		return err
@@ -47,7 +48,7 @@ func (k *keeper) keep(ctx context.Context, u snapshot.UndoRequest) error {
 		return err
 	}
 	if free, known := freeSpace(k.next); known && free < u.Bytes {
-		return fmt.Errorf("%s would have to be kept, and %s has %s left; free space, or name another with --state-dir", size(u.Bytes), k.next, size(free))
+		return fmt.Errorf("%s would have to be kept, and %s has %s left; free space, or name another with --state-dir", bytesize.Text(u.Bytes), k.next, bytesize.Text(free))
 	}
 	st, err := directory.Open(k.next)
 	if err != nil {

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/schedule"
 )
 
@@ -218,7 +219,7 @@ func (r *resolver) resolve() (*Config, error) {
 	c.Seed, c.SeedFrom = r.one("seed", ""), r.one("seed-from", "")
 	c.Targets = r.many("target", "")
 	c.Worker.CPUs, _ = parseNumber(r.one("worker-cpus", ""))
-	c.Worker.Memory, _ = parseSize(r.one("worker-memory", ""))
+	c.Worker.Memory, _ = bytesize.Parse(r.one("worker-memory", ""))
 	c.NotifyOn = r.many("notify-on", "")
 	c.NotifyTemplate = r.one("notify-template", "")
 	c.LogFormat = r.one("log-format", "")
@@ -393,7 +394,7 @@ func (r *resolver) policies() {
 		p.Schedule, p.Drill = r.schedule("schedule", name), r.schedule("drill-schedule", name)
 		p.Jitter, _ = parseDuration(r.one("jitter", name)) // checked, as all here
 		p.Timeout, _ = parseDuration(r.one("timeout", name))
-		p.FreezeMemory, _ = parseSize(r.one("freeze-memory", name))
+		p.FreezeMemory, _ = bytesize.Parse(r.one("freeze-memory", name))
 		p.FreezeLimit, _ = parseDuration(r.one("freeze-limit", name))
 		p.MaxShrink, _ = parseShare(r.one("max-shrink", name))
 		pre, _ := r.value("pre", name)

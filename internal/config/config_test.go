@@ -382,16 +382,6 @@ func TestDurationsAndSizes(t *testing.T) {
 			t.Errorf("%s: %s", text, got)
 		}
 	}
-	for text, want := range map[string]int64{"1": 1, "512m": 512 << 20, "2GiB": 2 << 30, "64 kb": 64 << 10, "1t": 1 << 40} {
-		if got, err := parseSize(text); err != nil || got != want {
-			t.Errorf("%s: %d, %v", text, got, err)
-		}
-	}
-	for _, text := range []string{"", "0", "-1m", "m", "1p", "99999999t", "1.5g", "1mm"} {
-		if got, err := parseSize(text); err == nil {
-			t.Errorf("%s: %d", text, got)
-		}
-	}
 }
 
 // FuzzFile: a file is an error with a place, or a configuration that can be used.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/schedule"
 )
 
@@ -50,7 +51,7 @@ func (s Setting) check(value string, loc *time.Location) (err error) {
 			err = fmt.Errorf("%q is no duration, as in 90s or 2h30m", value)
 		}
 	case size:
-		_, err = parseSize(value)
+		_, err = bytesize.Parse(value)
 	case number:
 		_, err = parseNumber(value)
 	case share:
@@ -100,34 +101,6 @@ func parseDuration(value string) (time.Duration, error) {
 		return 0, wrong
 	}
 	return total + d, nil
-}
-
-// parseSize reads bytes as Docker does: k, m, g and t are powers of 1024.
-func parseSize(value string) (int64, error) {
-	wrong := fmt.Errorf("%q is no size, as in 512m or 2GiB", value)
-	digits := strings.TrimRight(value, "bBiIkKmMgGtT ")
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil || n <= 0 {
-		return 0, wrong
-	}
-	shift := 0
-	switch strings.ToLower(strings.TrimSpace(value[len(digits):])) {
-	case "", "b":
-	case "k", "kb", "kib":
-		shift = 10
-	case "m", "mb", "mib":
-		shift = 20
-	case "g", "gb", "gib":
-		shift = 30
-	case "t", "tb", "tib":
-		shift = 40
-	default:
-		return 0, wrong
-	}
-	if n > math.MaxInt64>>shift {
-		return 0, wrong
-	}
-	return n << shift, nil
 }
 
 func parseNumber(value string) (float64, error) {

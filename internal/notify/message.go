@@ -6,6 +6,7 @@ import (
 	"text/template"
 	"time"
 
+	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/runs"
 )
 
@@ -88,27 +89,16 @@ func describe(r *runs.Run) string {
 		fmt.Fprintf(&b, "Snapshot %.8s.\n", r.Snapshot)
 	}
 	for _, v := range r.Volumes {
-		fmt.Fprintf(&b, "Volume %s: %d files, %s; read %s, stored %s.\n", v.Name, v.Files, size(v.Bytes), size(v.Read), size(v.Stored))
+		fmt.Fprintf(&b, "Volume %s: %d files, %s; read %s, stored %s.\n", v.Name, v.Files, bytesize.Text(v.Bytes), bytesize.Text(v.Read), bytesize.Text(v.Stored))
 	}
 	if r.Frozen > 0 {
 		fmt.Fprintf(&b, "Services stood still for %.1f s.\n", r.Frozen)
 	}
 	if r.Freed > 0 {
-		fmt.Fprintf(&b, "%s were freed.\n", size(uint64(r.Freed)))
+		fmt.Fprintf(&b, "%s were freed.\n", bytesize.Text(r.Freed))
 	}
 	fmt.Fprintf(&b, "It took %s.", r.Took().Round(time.Second))
 	return b.String()
-}
-
-func size(n uint64) string {
-	f, units := float64(n), []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"}
-	for f >= 1024 && len(units) > 1 {
-		f, units = f/1024, units[1:]
-	}
-	if units[0] == "B" {
-		return fmt.Sprintf("%d B", n)
-	}
-	return fmt.Sprintf("%.1f %s", f, units[0])
 }
 
 // parseTemplate reads a user's template, and tries it on a message of every
