@@ -28,12 +28,11 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY cmd cmd
 COPY internal internal
-COPY tools/rootfs tools/rootfs
+COPY tools/binary tools/rootfs tools/
 ARG VERSION=dev
 ARG TARGETARCH=
 ARG TARGETVARIANT=
-RUN CGO_ENABLED=0 GOARCH="$TARGETARCH" GOARM="${TARGETVARIANT#v}" \
-    go build -tags image -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" -o /backupd ./cmd/backupd
+RUN VERSION="$VERSION" GOARCH="$TARGETARCH" GOARM="${TARGETVARIANT#v}" tools/binary /backupd
 RUN tools/rootfs /backupd /rootfs
 
 FROM base

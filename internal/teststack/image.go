@@ -37,8 +37,10 @@ var backupdImage = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(dir)
-	if err := Build(root, filepath.Join(dir, "backupd")); err != nil {
-		return "", err
+	build := exec.Command(filepath.Join(root, "tools/binary"), filepath.Join(dir, "backupd"))
+	build.Dir, build.Env = root, append(os.Environ(), "VERSION=test")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("tools/binary: %w: %s", err, strings.TrimSpace(string(out)))
 	}
 	hash := sha256.New()
 	for _, file := range []string{filepath.Join(dir, "backupd"), filepath.Join(root, "Dockerfile"), filepath.Join(root, "tools/image"), filepath.Join(root, "tools/rootfs")} {
@@ -64,7 +66,7 @@ var backupdImage = sync.OnceValues(func() (string, error) {
 	return name, nil
 })
 
-// Build makes the binary of a tree as the image has it.
+// Build makes the program of a tree as a host has it.
 func Build(root, out string) error {
 	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.version=test", "-o", out, "./cmd/backupd")
 	cmd.Dir = root
