@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 
 	"github.com/disko/backupd/internal/agent"
 	"github.com/disko/backupd/internal/bytesize"
@@ -116,8 +115,8 @@ func (a *app) agentSettings() agent.Settings {
 // logger is for what lasts: text on a terminal, JSON elsewhere.
 func (a *app) logger(format string, level slog.Level) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
-	f, ok := a.stderr.(*os.File)
-	if format == "json" || format != "text" && !(ok && term.IsTerminal(int(f.Fd()))) {
+	_, terminal := a.stderr.(*screen)
+	if format == "json" || format != "text" && !terminal {
 		return slog.New(slog.NewJSONHandler(a.stderr, o))
 	}
 	return slog.New(slog.NewTextHandler(a.stderr, o))

@@ -117,7 +117,7 @@ func (a *app) showing(act string, progress *snapshot.Progress) (show agent.Show,
 		Progress: progress,
 		Notice: func(text string) {
 			if !a.quiet {
-				shown.println("backupd: notice: %s", text)
+				fmt.Fprintf(a.stderr, "backupd: notice: %s\n", text)
 			}
 		},
 		Warn: func(volume string, w snapshot.Warning) {
@@ -128,7 +128,7 @@ func (a *app) showing(act string, progress *snapshot.Progress) (show agent.Show,
 					return
 				}
 			}
-			shown.println("backupd: %s: volume %s: %s", kind, volume, w)
+			fmt.Fprintf(a.stderr, "backupd: %s: volume %s: %s\n", kind, volume, w)
 		},
 	}, shown.stop
 }

@@ -5,15 +5,12 @@ package main
 import (
 	"crypto/rand"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -22,108 +19,6 @@ import (
 	"github.com/disko/backupd/internal/teststack"
 	"github.com/disko/backupd/internal/testtree"
 )
-
-// terminal is a pseudo terminal: the program has one end, and the test types and
-// reads at the other.
-type terminal struct {
-	t            *testing.T
-	keys, tty    *os.File
-	mu           sync.Mutex
-	text         strings.Builder
-	readToTheEnd chan struct{}
-}
-
-func newTerminal(t *testing.T) *terminal {
-	t.Helper()
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keys := os.NewFile(uintptr(fd), "/dev/ptmx")
-	t.Cleanup(func() { keys.Close() })
-	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	term := &terminal{t: t, keys: keys, tty: tty, readToTheEnd: make(chan struct{})}
-	go func() {
-		defer close(term.readToTheEnd)
-		_, _ = io.Copy(term, keys) // ends with an error when the other end is closed
-	}()
-	t.Cleanup(func() {
-		tty.Close()
-		<-term.readToTheEnd
-	})
-	return term
-}
-
-// Write gets what appears on the terminal.
-func (term *terminal) Write(p []byte) (int, error) {
-	term.mu.Lock()
-	defer term.mu.Unlock()
-	return term.text.Write(p)
-}
-
-// shown is all that appeared so far.
-func (term *terminal) shown() string {
-	term.mu.Lock()
-	defer term.mu.Unlock()
-	return term.text.String()
-}
-
-func (term *terminal) press(keys string) {
-	term.t.Helper()
-	if _, err := term.keys.WriteString(keys); err != nil {
-		term.t.Fatal(err)
-	}
-}
-
-// modes are the terminal's: whether it echoes, what Ctrl-C does, ...
-func (term *terminal) modes() unix.Termios {
-	term.t.Helper()
-	m, err := unix.IoctlGetTermios(int(term.tty.Fd()), unix.TCGETS)
-	if err != nil {
-		term.t.Fatal(err)
-	}
-	return *m
-}
-
-func (term *terminal) resize(width, height uint16) {
-	term.t.Helper()
-	if err := unix.IoctlSetWinsize(int(term.keys.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: width, Row: height}); err != nil {
-		term.t.Fatal(err)
-	}
-}
-
-// start runs a program at the terminal, as a shell does; ended gets its exit code.
-func (term *terminal) start(dir string, env []string, args ...string) (ended <-chan int) {
-	term.t.Helper()
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Dir, cmd.Env = dir, env
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = term.tty, term.tty, term.tty
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	if err := cmd.Start(); err != nil {
-		term.t.Fatal(err)
-	}
-	code, gone := make(chan int, 1), make(chan struct{})
-	go func() {
-		defer close(gone)
-		_ = cmd.Wait() // the code says it
-		code <- cmd.ProcessState.ExitCode()
-	}()
-	term.t.Cleanup(func() {
-		_ = cmd.Process.Kill() // one that has ended needs none
-		<-gone
-	})
-	return code
-}
 
 // TestCtrlCEndsARestoreOnAHostAndLosesNothing is a person at a terminal who
 // restores over data, and thinks better of it in the middle.
@@ -218,7 +113,9 @@ volumes: {data: {}, state: {}}
 
 	holding.Store(true)
 	ended := restore("--force")
-	teststack.Eventually(t, patience, "the restore waits for content", func() (bool, string) { return held.Load() > 0, term.shown() })
+	teststack.Eventually(t, patience, "the restore waits for content, and shows it", func() (bool, string) {
+		return held.Load() > 0 && strings.Contains(term.shown(), takeBack+"restore ["), term.shown()
+	})
 	if now := term.modes(); now.Lflag&(unix.ISIG|unix.ICANON|unix.ECHO) != 0 {
 		t.Errorf("the keys do not go to the container: modes %+v", now)
 	}

@@ -315,7 +315,7 @@ func (a *app) exportCommand() *cobra.Command {
 		warned := false
 		err = repo.Export(ctx, m, args[1], out, func(w snapshot.Warning) {
 			warned = true
-			shown.println("backupd: warning: %s", w)
+			fmt.Fprintf(a.stderr, "backupd: warning: %s\n", w)
 		}, p)
 		if err == nil && warned {
 			shown.stop()

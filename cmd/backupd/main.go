@@ -55,7 +55,7 @@ func main() {
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	a := &app{stdout: stdout, stderr: stderr, argv: args, closers: &closers{}}
+	a := &app{stdout: stdout, stderr: onScreen(stderr), argv: args, closers: &closers{}}
 	defer a.closers.close()
 	root := a.command()
 	root.SetArgs(args)

@@ -2,13 +2,8 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"sync"
 	"time"
-
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/term"
 
 	"github.com/disko/backupd/internal/bytesize"
 	"github.com/disko/backupd/internal/snapshot"
@@ -25,8 +20,7 @@ type shown struct {
 	act   string
 	p     *snapshot.Progress
 	begun time.Time
-	mpb   *mpb.Progress // nil where there is no terminal
-	bar   *mpb.Bar
+	on    *screen // nil where there is no terminal
 	end   chan struct{}
 	once  sync.Once
 	wg    sync.WaitGroup
@@ -39,12 +33,8 @@ func (a *app) show(act string, p *snapshot.Progress) *shown {
 		return s
 	}
 	interval := lineInterval
-	if f, ok := a.stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		interval = barInterval
-		s.mpb = mpb.New(mpb.WithOutput(f), mpb.WithRefreshRate(barInterval), mpb.WithWidth(30))
-		s.bar = s.mpb.New(0, mpb.BarStyle(), mpb.BarRemoveOnComplete(),
-			mpb.PrependDecorators(decor.Name(act+" ")),
-			mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return s.text() })))
+	if on, ok := a.stderr.(*screen); ok {
+		interval, s.on = barInterval, on
 	}
 	s.wg.Go(func() {
 		tick := time.NewTicker(interval)
@@ -62,17 +52,11 @@ func (a *app) show(act string, p *snapshot.Progress) *shown {
 }
 
 func (s *shown) update() {
-	if s.bar == nil {
+	if s.on == nil {
 		fmt.Fprintf(s.a.stderr, "backupd: %s: %s\n", s.act, s.text())
 		return
 	}
-	done, total := s.p.Bytes.Load(), s.p.TotalBytes.Load()
-	if total == 0 {
-		return // a first backup: nobody knows how much there is
-	}
-	// The total is an estimate: the bar must not be complete before its time.
-	s.bar.SetTotal(max(total, done)+1, false)
-	s.bar.SetCurrent(done)
+	s.on.redraw(s.act + " " + bar(s.p.Bytes.Load(), s.p.TotalBytes.Load()) + " " + s.text())
 }
 
 // text is bytes, files, rate and time left.
@@ -91,23 +75,13 @@ func (s *shown) text() string {
 	return out
 }
 
-// println prints a line without disturbing the bar.
-func (s *shown) println(format string, args ...any) {
-	if s.mpb != nil {
-		fmt.Fprintf(s.mpb, format+"\n", args...)
-		return
-	}
-	fmt.Fprintf(s.a.stderr, format+"\n", args...)
-}
-
 // stop ends the showing and clears the bar.
 func (s *shown) stop() {
 	s.once.Do(func() {
 		close(s.end)
 		s.wg.Wait()
-		if s.mpb != nil {
-			s.bar.Abort(true)
-			s.mpb.Wait()
+		if s.on != nil {
+			s.on.redraw("")
 		}
 	})
 }
