@@ -62,6 +62,10 @@ volumes: {data: {}, state: {}}
 `, project, hostTestImage, h.target, strings.Join(server, ", "))
 	h.write(filepath.Join(clone, "compose.yaml"), compose)
 	t.Cleanup(func() {
+		// A program that was killed leaves its container.
+		for left := range strings.FieldsSeq(e.docker("ps", "-aq", "--filter", "label=com.docker.compose.project="+project)) {
+			_ = exec.Command("docker", "rm", "-f", left).Run()
+		}
 		for _, v := range []string{"data", "state"} {
 			_ = exec.Command("docker", "volume", "rm", "-f", project+"_"+v).Run()
 		}
