@@ -34,7 +34,7 @@ func (e *Engine) Databases(ctx context.Context, s *Stack) ([]Found, error) {
 			if c.State != "running" {
 				continue
 			}
-			top, err := e.api.ContainerTop(ctx, c.ID, nil)
+			top, err := e.processes(ctx, c.ID)
 			if cerrdefs.IsNotFound(err) || cerrdefs.IsConflict(err) {
 				continue // it has ended meanwhile
 			}
@@ -50,6 +50,26 @@ func (e *Engine) Databases(ctx context.Context, s *Stack) ([]Found, error) {
 		}
 	}
 	return out, nil
+}
+
+// processes lists what runs in a container. Without control groups the engine
+// cannot: then it is what the container was started with, word by word, because
+// an image's entrypoint ends in the program that it is for.
+func (e *Engine) processes(ctx context.Context, id string) (container.TopResponse, error) {
+	if !e.NoCgroups {
+		return e.api.ContainerTop(ctx, id, nil)
+	}
+	c, err := e.api.ContainerInspect(ctx, id)
+	if err != nil {
+		return container.TopResponse{}, err
+	}
+	top := container.TopResponse{Titles: []string{"CMD"}}
+	for _, arg := range append([]string{c.Path}, c.Args...) {
+		for word := range strings.FieldsSeq(arg) { // sh -c "exec postgres -D ..."
+			top.Processes = append(top.Processes, []string{word})
+		}
+	}
+	return top, nil
 }
 
 // recognise reads a list of processes.
