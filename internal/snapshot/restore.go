@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/disko/backupd/internal/snapshot/index"
@@ -91,6 +92,7 @@ type restore struct {
 	root    *tarstream.Header // of the volume's root; read before the mark goes
 	// standIns are paths that get the content of a hard link's holder which is not included.
 	standIns map[string][]string
+	lacks    []string // devices that nobody may make here
 }
 
 // Restore restores one volume of a snapshot.
@@ -209,6 +211,9 @@ func (r *restore) there() ([]string, error) {
 // explain adds what to do to the errors that a user can do something about.
 func (r *restore) explain(err error) error {
 	var owner *tree.OwnerError
+	if errors.As(err, &owner) && errors.Is(err, syscall.EINVAL) {
+		return fmt.Errorf("%w; this user namespace does not have that id: a rootless engine has as many as its user is given in /etc/subuid and /etc/subgid: give it more there and start the engine anew, or restore with --no-owner to have all files belong to root", err)
+	}
 	if errors.As(err, &owner) {
 		return fmt.Errorf("%w; owners can be restored by root only: run it as root (sudo, or the container's default user), or with --no-owner to have all files belong to you", err)
 	}
@@ -573,7 +578,14 @@ func (r *restore) writeSpecials(ctx context.Context) error {
 		if h.Type == tarstream.Symlink {
 			return r.soft(h.Path, r.dest.Symlink(h, r.plan != nil))
 		}
-		return r.soft(h.Path, r.dest.Special(h, r.plan != nil))
+		err := r.dest.Special(h, r.plan != nil)
+		var device *tree.DeviceError
+		if errors.As(err, &device) {
+			r.lacks = append(r.lacks, h.Path)
+			r.warn(h.Path, fmt.Errorf("device not restored: %w: a user namespace has no devices of its own; restore this volume with an engine that is not rootless if they are needed", device.Err))
+			return nil
+		}
+		return r.soft(h.Path, err)
 	})
 }
 
@@ -589,6 +601,10 @@ func (r *restore) writeLinks(ctx context.Context) error {
 			h.Link = in[0]
 		}
 		r.wrote(1, 0)
+		if slices.Contains(r.lacks, h.Link) {
+			r.warn(h.Path, fmt.Errorf("device not restored: it is a link to %q", h.Link))
+			return nil
+		}
 		return r.dest.Link(h, r.plan != nil)
 	})
 }
