@@ -207,6 +207,15 @@ func (s *stage) add(p part) string {
 	return made.ID
 }
 
+// pauses leaves a test to engines that can pause: a rootless one that systemd
+// does not run cannot (make rootless).
+func (s *stage) pauses() {
+	s.t.Helper()
+	if s.NoCgroups {
+		s.t.Skip("this engine has no control groups: it cannot pause")
+	}
+}
+
 // later is a ctx for clean-up.
 func (s *stage) later() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(s.t.Context()), time.Minute)
