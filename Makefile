@@ -54,7 +54,8 @@ newengine: parts ## what asks an engine, on the newest one
 
 rootless: parts ## what asks an engine, on a rootless one
 	IMAGES='base postgres mariadb redis' test/engine rootless sh -ec "\
-		go test -short -count=1 -timeout 10m $(TESTFLAGS) ./internal/docker ./internal/seed; \
+		go test -short -count=1 -timeout 10m $(TESTFLAGS) ./internal/docker; \
+		go test -count=1 -timeout 10m $(TESTFLAGS) ./internal/seed; \
 		go test -count=1 -timeout 10m $(TESTFLAGS) -run 'AgentOfAMachine|AProjectIs|ACloneHas|RestoreOver|ImageNeeds|Nightly' ./test/e2e"
 
 race: ## every test but whole stacks, under the race detector
