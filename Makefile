@@ -17,10 +17,10 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build host test servers parts e2e race check static format fmt vet lint vuln fuzz soak bench image demo clean
+.PHONY: help build host test servers parts engine newengine rootless e2e race check static format fmt vet lint vuln fuzz soak bench image demo clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## the static binary, bin/backupd
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/backupd ./cmd/backupd
@@ -43,6 +43,20 @@ servers: ## the S3 servers and rclone that tests start, into .cache; tests build
 parts: ## Compose and the images that stacks in tests are made of; made once
 	test/compose
 	test/images
+
+engine: ## builds the newest engine into .cache, for newengine
+	test/engine newest
+
+newengine: parts ## what asks an engine, on the newest one
+	IMAGES='base postgres mariadb redis' test/engine newest sh -ec "\
+		go test -count=1 -timeout 12m $(TESTFLAGS) ./internal/docker ./internal/seed; \
+		go test -count=1 -timeout 10m $(TESTFLAGS) -run 'AgentOfAMachine|AProjectIs|ACloneHas|RestoreOver|ComposeTakes' ./test/e2e"
+
+rootless: parts ## what asks an engine, on a rootless one
+	IMAGES='base postgres mariadb redis' test/engine rootless sh -ec "\
+		go test -short -count=1 -timeout 10m $(TESTFLAGS) ./internal/docker; \
+		go test -count=1 -timeout 10m $(TESTFLAGS) ./internal/seed; \
+		go test -count=1 -timeout 10m $(TESTFLAGS) -run 'AgentOfAMachine|AProjectIs|ACloneHas|RestoreOver|ImageNeeds|Nightly' ./test/e2e"
 
 race: ## every test but whole stacks, under the race detector
 	go test -race -timeout 40m $(TESTFLAGS) $$(go list ./... | grep -v /test/e2e)

@@ -218,7 +218,7 @@ func (a *app) tellRestored(all []*snapshot.RestoreStats) error {
 		a.notice("volume %s: wrote %d entries, %s, and removed %d in %s", s.Volume, s.Files, bytesize.Text(s.Bytes), s.Removed, s.Path)
 	}
 	if warned {
-		return &statusError{exitWarnings, "restored, but not every attribute could be set; see the warnings above"}
+		return &statusError{exitWarnings, "restored, but not everything could be set; see the warnings above"}
 	}
 	return nil
 }

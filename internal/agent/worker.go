@@ -62,6 +62,9 @@ func (a *Agent) work(ctx context.Context, j Job, show Show, out any) error {
 	for _, v := range j.Volumes {
 		o.Mounts = append(o.Mounts, docker.WorkerMount{Volume: v.Name, At: path.Join(cmp.Or(j.At, VolumesDir), v.Key), ReadOnly: !j.Write})
 	}
+	if a.Engine.NoCgroups && j.Limits != (Limits{}) && show.Notice != nil {
+		show.Notice("this engine has no control groups: worker-memory and worker-cpus limit nothing")
+	}
 	w, err := a.Engine.RunWorker(ctx, o)
 	if err != nil {
 		return err

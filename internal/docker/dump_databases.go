@@ -51,7 +51,7 @@ func (e *Engine) Databases(ctx context.Context, s *Stack) ([]Found, error) {
 
 // databasesIn are the databases that run in a container; none where it has ended.
 func (e *Engine) databasesIn(ctx context.Context, c Container) ([]Kind, error) {
-	top, err := e.api.ContainerTop(ctx, c.ID, nil)
+	top, err := e.processes(ctx, c.ID)
 	if cerrdefs.IsNotFound(err) || cerrdefs.IsConflict(err) {
 		return nil, nil
 	}
@@ -59,6 +59,26 @@ func (e *Engine) databasesIn(ctx context.Context, c Container) ([]Kind, error) {
 		return nil, fmt.Errorf("list the processes of container %s: %w", c.Name, explainAccess(err))
 	}
 	return recognise(top), nil
+}
+
+// processes lists what runs in a container. Without control groups the engine
+// cannot: then it is what the container was started with, word by word, because
+// an image's entrypoint ends in the program that it is for.
+func (e *Engine) processes(ctx context.Context, id string) (container.TopResponse, error) {
+	if !e.NoCgroups {
+		return e.api.ContainerTop(ctx, id, nil)
+	}
+	c, err := e.api.ContainerInspect(ctx, id)
+	if err != nil {
+		return container.TopResponse{}, err
+	}
+	top := container.TopResponse{Titles: []string{"CMD"}}
+	for _, arg := range append([]string{c.Path}, c.Args...) {
+		for word := range strings.FieldsSeq(arg) { // sh -c "exec postgres -D ..."
+			top.Processes = append(top.Processes, []string{word})
+		}
+	}
+	return top, nil
 }
 
 // recognise reads a list of processes.

@@ -46,6 +46,10 @@ type Engine struct {
 	Version, API string
 	// Swarm says whether the engine is a manager of a swarm.
 	Swarm bool
+	// NoCgroups: the engine has no control groups to put containers into, as a
+	// rootless one without systemd. It can neither pause nor limit them, nor list
+	// their processes.
+	NoCgroups bool
 	// Local says whether the engine is reached by a socket of this machine, and
 	// so sees this machine's files.
 	Local bool
@@ -99,6 +103,7 @@ func (e *Engine) greet(ctx context.Context) error {
 	}
 	e.ID, e.Version, e.API = info.ID, info.ServerVersion, e.api.ClientVersion()
 	e.Swarm = info.Swarm.ControlAvailable
+	e.NoCgroups = info.CgroupDriver == "none"
 	return checkOS(info.OSType)
 }
 

@@ -63,7 +63,7 @@ func (q *Quiescer) Plan(ctx context.Context) (*Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the containers that use the volumes of %s: %w", q.opt.Project, explainAccess(err))
 	}
-	return NewPlan(PlanInput{Stack: stack, Volumes: q.opt.Volumes, Own: q.opt.Own, Others: running, Pre: q.opt.Pre, Post: q.opt.Post})
+	return NewPlan(PlanInput{Stack: stack, Volumes: q.opt.Volumes, Own: q.opt.Own, Others: running, Pre: q.opt.Pre, Post: q.opt.Post, NoPause: q.engine.NoCgroups})
 }
 
 // Check says before anything is done whether the engine would allow the plan: an
@@ -193,6 +193,10 @@ func (q *Quiescer) inspect(ctx context.Context, e *entry) (bool, error) {
 		e.Act = ActStop
 	}
 	if e.Act == ActStop && c.HostConfig != nil && c.HostConfig.AutoRemove {
+		if q.engine.NoCgroups {
+			q.warn(fmt.Sprintf("container %s would be removed if it were stopped (--rm), and this engine cannot pause: it keeps running, and files may change while they are read", e.Name))
+			return false, nil
+		}
 		e.Act = ActPause
 		q.warn(fmt.Sprintf("container %s would be removed if it were stopped (--rm): it is paused", e.Name))
 	}

@@ -65,6 +65,8 @@ type PlanInput struct {
 	Others []Container
 	// Pre and Post are hooks beside those of the labels: they come first, and last.
 	Pre, Post []ServiceHook
+	// NoPause: the engine cannot pause. What would be paused is stopped.
+	NoPause bool
 }
 
 // ServiceHook is a hook that no label asks for, but a configuration.
@@ -76,8 +78,8 @@ type ServiceHook struct {
 	Timeout time.Duration `json:"timeout,omitempty"` // nanoseconds
 }
 
-// NewPlan decides. The error is that of labels that cannot be read, or of a hook
-// for a service that is not there.
+// NewPlan decides. The error is that of labels that cannot be read or obeyed, or
+// of a hook for a service that is not there.
 //
 // By default a service that writes to a volume that is backed up is stopped if
 // it has a healthcheck, because a paused container is unhealthy until its next
@@ -93,6 +95,7 @@ func NewPlan(in PlanInput) (*Plan, error) {
 	heights := heights(in.Stack.Services)
 	byHeight := map[int][]Step{}
 	var tallest int
+	var refused []error
 	for i := range in.Stack.Services {
 		svc := &in.Stack.Services[i]
 		if svc.owned(in.Own) {
@@ -102,10 +105,16 @@ func NewPlan(in PlanInput) (*Plan, error) {
 		if svc.writes(in.Volumes) {
 			p.Writers = append(p.Writers, svc.Name)
 		}
+		if in.NoPause && policy.Quiesce == QuiescePause {
+			refused = append(refused, fmt.Errorf("service %s is labelled %s=pause, and this engine has no control groups, without which nothing can be paused; label it stop or none, or run the rootless engine by systemd with cgroup version 2", svc.Name, labelQuiesce))
+		}
 		h := heights[svc.Name]
 		tallest = max(tallest, h)
-		byHeight[h] = append(byHeight[h], p.steps(svc, policy, in.Volumes)...)
+		byHeight[h] = append(byHeight[h], p.steps(svc, policy, in)...)
 		p.hooks(svc, policy)
+	}
+	if len(refused) > 0 {
+		return nil, errors.Join(refused...)
 	}
 	// Services stand in the order of their dependencies: what needs another one
 	// is told first, and is told last that it is over.
@@ -178,7 +187,8 @@ func atOrBelow(name, dir string) bool {
 }
 
 // steps are what a service needs; they are given their waves later.
-func (p *Plan) steps(svc *Service, policy Policy, volumes []string) []Step {
+func (p *Plan) steps(svc *Service, policy Policy, in PlanInput) []Step {
+	volumes := in.Volumes
 	asked := policy.Quiesce != QuiesceDefault
 	if policy.Quiesce == QuiesceNone || !asked && !svc.writes(volumes) {
 		return nil
@@ -187,7 +197,7 @@ func (p *Plan) steps(svc *Service, policy Policy, volumes []string) []Step {
 		return p.swarmSteps(svc, policy, asked)
 	}
 	act := ActPause
-	if policy.Quiesce == QuiesceStop || !asked && svc.Healthcheck {
+	if in.NoPause || policy.Quiesce == QuiesceStop || !asked && svc.Healthcheck {
 		act = ActStop
 	}
 	stop := Step{Service: svc.Name, Act: ActStop, Timeout: policy.StopTimeout, Asked: asked}
@@ -206,6 +216,8 @@ func (p *Plan) steps(svc *Service, policy Policy, volumes []string) []Step {
 		case c.State != "running":
 		case act == ActStop && !c.OneOff:
 			stop.Containers = append(stop.Containers, c)
+		case in.NoPause:
+			p.warn("container %s of `docker compose run` would be gone if it were stopped, and this engine cannot pause: it keeps running, and files may change while they are read", c.Name)
 		default:
 			// A container of `compose run --rm` would be gone if it were stopped.
 			pause.Containers = append(pause.Containers, c)

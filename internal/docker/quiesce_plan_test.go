@@ -69,6 +69,28 @@ func TestPlans(t *testing.T) {
 	}
 }
 
+// A rootless engine without systemd has no control groups, and so no freezer.
+func TestWithoutAFreezerServicesAreStopped(t *testing.T) {
+	mounts := []Mount{{Type: "volume", Name: "data", RW: true}}
+	app := Service{Name: "app", Containers: []Container{
+		{ID: "1", Name: "shop-app-1", State: "running", Mounts: mounts},
+		{ID: "2", Name: "shop-app-run-1", State: "running", Mounts: mounts, OneOff: true},
+	}}
+	in := PlanInput{Stack: &Stack{Project: "shop", Services: []Service{app}}, Volumes: []string{"data"}, NoPause: true}
+	p, err := NewPlan(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "stop app: shop-app-1\nread what changed meanwhile, then undo this from below\nwarning: container shop-app-run-1 of `docker compose run` would be gone"
+	if got := p.String(); !strings.HasPrefix(got, want) {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	in.Stack.Services[0].Labels = map[string]string{"backupd.quiesce": "pause"}
+	if _, err := NewPlan(in); err == nil || !strings.Contains(err.Error(), "service app is labelled backupd.quiesce=pause") {
+		t.Errorf("a pause that a label asks for: %v", err)
+	}
+}
+
 func TestDumpsAreOfServicesThatRun(t *testing.T) {
 	dump := map[string]string{"backupd.dump": "postgres"}
 	stack := &Stack{Services: []Service{

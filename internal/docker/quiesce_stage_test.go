@@ -55,6 +55,18 @@ func importShell(ctx context.Context, e *Engine) (string, error) {
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	done := map[string]bool{}
+	var parents func(name string) error
+	parents = func(name string) error {
+		dir := filepath.Dir(name)
+		if dir == "." || done[dir] {
+			return nil
+		}
+		done[dir] = true
+		if err := parents(dir); err != nil {
+			return err
+		}
+		return w.WriteHeader(&tar.Header{Name: dir + "/", Mode: 0o755, Typeflag: tar.TypeDir})
+	}
 	for _, program := range []string{"sh", "cat", "grep", "id", "mkdir", "rm", "sed", "sleep", "touch"} {
 		path, err := exec.LookPath(program)
 		if err != nil {
@@ -82,6 +94,10 @@ func importShell(ctx context.Context, e *Engine) (string, error) {
 				continue
 			}
 			done[in] = true
+			// Directories without an entry of their own are root's alone on a rootless engine.
+			if err := parents(strings.TrimPrefix(in, "/")); err != nil {
+				return "", err
+			}
 			data, err := os.ReadFile(name)
 			if err != nil {
 				return "", err
@@ -175,6 +191,15 @@ func (s *stage) add(p part) string {
 		}
 	}
 	return made.ID
+}
+
+// pauses leaves a test to engines that can pause: a rootless one that systemd
+// does not run cannot (make rootless).
+func (s *stage) pauses() {
+	s.t.Helper()
+	if s.NoCgroups {
+		s.t.Skip("this engine has no control groups: it cannot pause")
+	}
 }
 
 // later is a ctx for clean-up.

@@ -53,6 +53,7 @@ func (s *stage) must(err error) {
 
 func TestServicesStandStillInTheOrderOfTheirDependencies(t *testing.T) {
 	s := newStage(t)
+	s.pauses()
 	data, other := s.volume("data"), s.volume("other")
 	mounts := []string{data + ":/data"}
 	db := s.add(part{service: "db", health: true, mounts: mounts})
@@ -94,6 +95,7 @@ func TestServicesStandStillInTheOrderOfTheirDependencies(t *testing.T) {
 
 func TestOwnServiceWorkersAndOtherProjectsAreNotTouched(t *testing.T) {
 	s := newStage(t)
+	s.pauses()
 	data := s.volume("data")
 	mounts := []string{data + ":/data"}
 	own := s.add(part{service: "backup", mounts: mounts})
@@ -180,6 +182,7 @@ func TestCancelledFreezeLetsEverythingGoOn(t *testing.T) {
 
 func TestWhatUpAndDownDidMeanwhileStands(t *testing.T) {
 	s := newStage(t)
+	s.pauses()
 	data := s.volume("data")
 	mounts := []string{data + ":/data"}
 	stop := map[string]string{"backupd.quiesce": "stop"}
@@ -203,6 +206,7 @@ func TestWhatUpAndDownDidMeanwhileStands(t *testing.T) {
 
 func TestRemoveOnStopIsPausedInstead(t *testing.T) {
 	s := newStage(t)
+	s.pauses()
 	data := s.volume("data")
 	c := s.add(part{
 		service: "a", labels: map[string]string{"backupd.quiesce": "stop"}, mounts: []string{data + ":/data"},

@@ -28,7 +28,7 @@ type WorkerOptions struct {
 	Self    *Self    // whose image, mounts, network and rights it shares
 	Command []string // the program, as in "/backupd", and its arguments
 	Mounts  []WorkerMount
-	Memory  int64     // bytes at most; 0 for no limit
+	Memory  int64     // bytes at most; 0 for no limit; none on an engine with NoCgroups
 	CPUs    float64   // 0 for no limit
 	Stderr  io.Writer // nil discards it
 }
@@ -68,6 +68,9 @@ func (e *Engine) RunWorker(ctx context.Context, o WorkerOptions) (*Worker, error
 	config, host, err := workerConfig(o)
 	if err != nil {
 		return nil, err
+	}
+	if e.NoCgroups { // it would refuse the one, and not keep to the other
+		host.NanoCPUs, host.Memory = 0, 0
 	}
 	created, err := e.api.ContainerCreate(ctx, config, host, nil, nil, "")
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/disko/backupd/internal/snapshot/index"
@@ -91,6 +92,7 @@ type restore struct {
 	root    *tarstream.Header // of the volume's root; read before the mark goes
 	// standIns are paths that get the content of a hard link's holder which is not included.
 	standIns map[string][]string
+	lacks    []string // devices that nobody may make here
 }
 
 // Restore restores one volume of a snapshot.
@@ -266,6 +268,9 @@ func (o RestoreOptions) Refused() error {
 // explain adds what to do to the errors that a user can do something about.
 func (r *restore) explain(err error) error {
 	var owner *tree.OwnerError
+	if errors.As(err, &owner) && errors.Is(err, syscall.EINVAL) {
+		return fmt.Errorf("%w; this user namespace does not have that id: a rootless engine has as many as its user is given in /etc/subuid and /etc/subgid: give it more there and start the engine anew, or restore with --no-owner to have all files belong to root", err)
+	}
 	if errors.As(err, &owner) {
 		return fmt.Errorf("%w; owners can be restored by root only: run it as root (sudo, or the container's default user), or with --no-owner to have all files belong to you", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/disko/backupd/internal/snapshot/index"
@@ -238,7 +239,14 @@ func (r *restore) writeSpecials(ctx context.Context) error {
 		if h.Type == tarstream.Symlink {
 			return r.soft(h.Path, r.dest.Symlink(h, r.plan != nil))
 		}
-		return r.soft(h.Path, r.dest.Special(h, r.plan != nil))
+		err := r.dest.Special(h, r.plan != nil)
+		var device *tree.DeviceError
+		if errors.As(err, &device) {
+			r.lacks = append(r.lacks, h.Path)
+			r.warn(h.Path, fmt.Errorf("device not restored: %w: a user namespace has no devices of its own; restore this volume with an engine that is not rootless if they are needed", device.Err))
+			return nil
+		}
+		return r.soft(h.Path, err)
 	})
 }
 
@@ -254,6 +262,10 @@ func (r *restore) writeLinks(ctx context.Context) error {
 			h.Link = in[0]
 		}
 		r.wrote(1, 0)
+		if slices.Contains(r.lacks, h.Link) {
+			r.warn(h.Path, fmt.Errorf("device not restored: it is a link to %q", h.Link))
+			return nil
+		}
 		return r.dest.Link(h, r.plan != nil)
 	})
 }

@@ -82,6 +82,18 @@ func try(ctx context.Context, dir string, env, args []string) (stdout, stderr st
 // dockerConfig is where test/compose puts the plugin.
 const dockerConfig = ".cache/docker-config"
 
+// Rootless says whether the engine is a plain user's: nobody makes devices there.
+func Rootless(t testing.TB) bool {
+	t.Helper()
+	return strings.Contains(Docker(t, "info", "-f", "{{.SecurityOptions}}"), "name=rootless")
+}
+
+// Pauses says whether the engine can pause: one without control groups cannot.
+func Pauses(t testing.TB) bool {
+	t.Helper()
+	return Docker(t, "info", "-f", "{{.CgroupDriver}}") != "none"
+}
+
 // Images makes images of test/image that are not there, and returns the name of
 // each: Images(t, "postgres") is backupd-test/postgres.
 func Images(t testing.TB, names ...string) []string {

@@ -1,6 +1,11 @@
 package tree
 
 import (
+	"errors"
+	"os"
+	"strings"
+	"sync"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/disko/backupd/internal/snapshot/tarstream"
@@ -15,6 +20,7 @@ func (d *Dest) Symlink(h *tarstream.Header, replace bool) error {
 }
 
 // Special makes a FIFO or a device node. With replace it takes the place of what is there.
+// A DeviceError: nobody may make this device here.
 func (d *Dest) Special(h *tarstream.Header, replace bool) error {
 	var kind uint32
 	switch h.Type {
@@ -30,9 +36,20 @@ func (d *Dest) Special(h *tarstream.Header, replace bool) error {
 	dev := int(unix.Mkdev(h.Major, h.Minor))
 	return d.node(h, replace, func(up *handle, name string) error {
 		// For nobody else until it has its owner: a device may be opened at once.
-		return unix.Mknodat(up.fd, name, kind|0o600, dev)
+		err := unix.Mknodat(up.fd, name, kind|0o600, dev)
+		if errors.Is(err, unix.EPERM) && kind != unix.S_IFIFO && inUserNamespace() {
+			return &DeviceError{Path: h.Path, Err: err}
+		}
+		return err
 	})
 }
+
+// inUserNamespace says whether root is root of a user namespace only. In the
+// first one all ids are mapped to themselves.
+var inUserNamespace = sync.OnceValue(func() bool {
+	ids, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(ids)), " ") != "0 0 4294967295"
+})
 
 // node makes an entry without content, with its metadata.
 func (d *Dest) node(h *tarstream.Header, replace bool, create func(up *handle, name string) error) error {

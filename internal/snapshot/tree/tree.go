@@ -50,6 +50,20 @@ func (e *OwnerError) Error() string {
 // Unwrap returns the cause.
 func (e *OwnerError) Unwrap() error { return e.Err }
 
+// DeviceError is a device node that the kernel lets nobody make in this user
+// namespace, as in the containers of a rootless engine.
+type DeviceError struct {
+	Path string
+	Err  error
+}
+
+func (e *DeviceError) Error() string {
+	return fmt.Sprintf("make device %s in a user namespace: %v", quote(e.Path), e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *DeviceError) Unwrap() error { return e.Err }
+
 // XattrError says that an extended attribute could not be set or removed. All
 // else of the entry was done. Some file systems say ENOSPC of a value that
 // they have no room for, however empty they are. Where several attributes failed,
