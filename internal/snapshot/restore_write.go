@@ -319,11 +319,19 @@ func (r *restore) finishRoot() error {
 	return r.explain(r.soft(index.Root, r.dest.FinishDir(r.root)))
 }
 
-// soft turns an attribute that cannot be set into a warning.
+// soft turns an attribute or a set-gid bit that cannot be set into a warning.
 func (r *restore) soft(path string, err error) error {
+	var mode *tree.ModeError
+	lost := errors.As(err, &mode)
+	if lost {
+		r.warn(path, errors.New("set-gid bit not restored: it takes CAP_FSETID; add FSETID to the container's cap_add, and restore with --force"))
+	}
 	var x *tree.XattrError
 	if errors.As(err, &x) {
 		r.warn(path, fmt.Errorf("attribute %s not restored: %w", x.Name, x.Err))
+		return nil
+	}
+	if lost {
 		return nil
 	}
 	return err

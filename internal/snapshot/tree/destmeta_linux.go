@@ -104,7 +104,7 @@ func (d *Dest) mode(h *tarstream.Header) uint32 {
 // this order, as each may undo what comes after it: chown clears set-uid and
 // capabilities. What it has already, by have, is left alone. With exact,
 // attributes that the header lacks are removed; otherwise there are none.
-// soft is the error of attributes only.
+// soft is the error of attributes, or of a set-gid bit, only.
 func (d *Dest) setMeta(r ref, h *tarstream.Header, have Stat, exact bool) (soft, err error) {
 	mode := d.mode(h)
 	if !d.o.NoOwner && (have.UID != h.UID || have.GID != h.GID) {
@@ -128,6 +128,15 @@ func (d *Dest) setMeta(r ref, h *tarstream.Header, have Stat, exact bool) (soft,
 	if have.Mtime != h.Mtime {
 		if err := r.utimes(h.Mtime); err != nil {
 			return nil, act("set time", h.Path, err)
+		}
+	}
+	if have.Mode != mode && mode&unix.S_ISGID != 0 && h.Type != tarstream.Symlink {
+		var st unix.Stat_t
+		if err := unix.Fstat(r.fd, &st); err != nil {
+			return nil, act("read mode", h.Path, err)
+		}
+		if got := st.Mode & 0o7777; got != mode {
+			soft = errors.Join(soft, &ModeError{h.Path, mode, got})
 		}
 	}
 	return soft, nil

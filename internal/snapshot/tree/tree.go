@@ -80,6 +80,18 @@ func (e *XattrError) Error() string {
 // Unwrap returns the cause.
 func (e *XattrError) Unwrap() error { return e.Err }
 
+// ModeError says that the kernel took another mode than was asked for: without
+// CAP_FSETID it drops the set-gid bit where the group is not one's own, and calls that
+// success. All else of the entry was done.
+type ModeError struct {
+	Path      string
+	Want, Got uint32
+}
+
+func (e *ModeError) Error() string {
+	return fmt.Sprintf("set mode of %s: it is %04o and not %04o: the set-gid bit takes CAP_FSETID", quote(e.Path), e.Got, e.Want)
+}
+
 // MakeRoot makes a directory for a tree where only its last component is missing.
 func MakeRoot(dir string) error {
 	err := os.Mkdir(dir, 0o755)
