@@ -23,6 +23,7 @@ type restoreFlags struct {
 	noUndo    bool
 	noOwner   bool
 	undoLimit int64 // MiB
+	ifThere   bool  // of a worker, which gets all volumes as flags: those that are not there are nobody's wish
 	project   projectFlags
 }
 
@@ -59,6 +60,8 @@ them, and filled.
 	fl.BoolVar(&f.noUndo, "no-undo", false, "do not keep what is there")
 	fl.BoolVar(&f.noOwner, "no-owner", false, "let all files belong to the user who restores")
 	fl.Int64Var(&f.undoLimit, "undo-limit", 10240, "most that may be kept for an undo, in MiB")
+	fl.BoolVar(&f.ifThere, "if-there", false, "leave out volumes that the snapshot does not have, or of which nothing is kept")
+	_ = fl.MarkHidden("if-there")
 	f.project.flags(fl)
 	a.surroundings.flags(fl)
 	cmd.MarkFlagsMutuallyExclusive("undo", "no-undo")
@@ -106,7 +109,7 @@ func (a *app) restore(ctx context.Context, name string, f restoreFlags) error {
 	if err != nil {
 		return err
 	}
-	if len(f.volumes) == 0 { // of those mounted, the ones that the snapshot has
+	if len(f.volumes) == 0 || f.ifThere { // of those mounted, the ones that the snapshot has
 		sources = slices.DeleteFunc(sources, func(s snapshot.Source) bool { return m.Volume(s.Name) == nil })
 	}
 	for _, s := range sources { // before anything is stopped for it
@@ -146,6 +149,9 @@ func (a *app) restoreByWorker(ctx context.Context, ag *agent.Agent, name string,
 	}
 	for _, p := range f.include {
 		args = append(args, "--include", p)
+	}
+	if len(f.volumes) == 0 { // all of the project's: those that the snapshot has
+		args = append(args, "--if-there")
 	}
 	args = append(args, "--undo-limit", strconv.FormatInt(f.undoLimit, 10))
 	progress := &snapshot.Progress{}

@@ -165,7 +165,7 @@ func (a *app) kept(sources []snapshot.Source, f restoreFlags) ([]snapshot.Source
 		if !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("look for what is kept of volume %s: %w", s.Name, err)
 		}
-		if len(f.volumes) > 0 && a.worker == nil { // a worker gets all as flags
+		if len(f.volumes) > 0 && !f.ifThere {
 			return nil, fmt.Errorf("%w: nothing is kept for volume %s in %s: no restore changed it from here, or with another --state-dir", snapshot.ErrNoSnapshot, s.Name, s.Path)
 		}
 	}

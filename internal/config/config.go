@@ -280,6 +280,9 @@ func (r *resolver) check(key string, v value) {
 			continue
 		}
 		if name == "volume" {
+			if v.from.Kind == FromFlag {
+				continue // a command may take a name alone, and says itself what is wrong
+			}
 			if err := checkVolume(text, inPolicy); err != nil {
 				r.wrong(v, key, "%s", err)
 			}

@@ -172,6 +172,11 @@ func TestAProjectIsBackedUpDrilledRestoredAndSeededByWorkers(t *testing.T) {
 	t.Run("restore", func(t *testing.T) {
 		psql(t, server, "DELETE FROM articles")
 		server.Exec("db", "sh", "-c", "echo two >/notes/second; rm /notes/first")
+		// A volume that the project got after the snapshot is none of the restore's.
+		teststack.Docker(t, "volume", "create", "--label", "com.docker.compose.project="+server.Name, "--label", "com.docker.compose.volume=later", server.Volume("later"))
+		if out, code := backupd(t, server, "restore", "--force", "--volume", "later"); code != 4 {
+			t.Errorf("a volume that the snapshot does not have, by its name: %d: %s", code, out)
+		}
 		if out, code := backupd(t, server, "restore", "--force"); code != 0 {
 			t.Fatalf("%d: %s", code, out)
 		}
@@ -179,6 +184,7 @@ func TestAProjectIsBackedUpDrilledRestoredAndSeededByWorkers(t *testing.T) {
 		if n := psql(t, server, "SELECT count(*) FROM articles"); n != "500" {
 			t.Errorf("%s articles came back", n)
 		}
+		teststack.Docker(t, "volume", "rm", server.Volume("later"))
 		if got := server.Exec("db", "sh", "-c", "stat -c %u:%g /notes/first; ls /notes"); got != "1234:4321\nfirst\n" {
 			t.Errorf("the notes are %q", got)
 		}
