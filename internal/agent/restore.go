@@ -30,16 +30,18 @@ func (a *Agent) Restoring(ctx context.Context, vols []snapshot.Source, show Show
 	if a.Engine == nil || a.Project == "" {
 		return work(ctx)
 	}
+	places := map[string]snapshot.Source{} // by the engine's name
 	var names []string
 	for _, v := range vols {
 		if n := a.mounted(v.Path); n != "" {
+			places[n] = v
 			names = append(names, n)
 		}
 	}
 	users, err := a.Engine.StopUsers(ctx, docker.UsersOptions{Project: a.Project, Volumes: names, Own: a.own(), StateDir: a.StateDir})
-	if docker.Forbidden(err) {
+	if docker.Forbidden(err) { // to see them: that they may not be stopped is ErrInUse
 		if show.Notice != nil {
-			show.Notice(fmt.Sprintf("services that use the volumes cannot be stopped: %v", err))
+			show.Notice(fmt.Sprintf("whether services use the volumes cannot be seen: %v", err))
 		}
 		return work(ctx)
 	}
@@ -50,21 +52,78 @@ func (a *Agent) Restoring(ctx context.Context, vols []snapshot.Source, show Show
 		show.Notice("stopped while their volumes are restored: " + strings.Join(stopped, ", "))
 	}
 	err = work(ctx)
-	if half := incomplete(vols); len(half) > 0 && len(users.Names()) > 0 {
-		return fmt.Errorf("%w; services %s stay stopped, because %s is not complete: restore again, or undo it, and they are started", err, strings.Join(users.Names(), ", "), strings.Join(half, ", "))
+	var whole, half []string
+	for n, v := range places {
+		if halfRestored(v.Path) {
+			half = append(half, v.Name)
+		} else {
+			whole = append(whole, n)
+		}
 	}
-	return errors.Join(err, users.Start(context.WithoutCancel(ctx)))
+	stay, serr := users.Start(context.WithoutCancel(ctx), whole)
+	switch {
+	case len(stay) == 0:
+	case len(half) > 0:
+		slices.Sort(half)
+		err = errors.Join(err, fmt.Errorf("services %s stay stopped, because %s is not complete: restore again, or undo it, and they are started", strings.Join(stay, ", "), strings.Join(half, ", ")))
+	case show.Notice != nil:
+		show.Notice(fmt.Sprintf("services %s stay stopped: an earlier restore of %s has not ended; restore that again, or undo it, and they are started", strings.Join(stay, ", "), strings.Join(users.Begun(), ", ")))
+	}
+	return errors.Join(err, serr)
+}
+
+// halfRestored says whether a directory holds half a restore.
+func halfRestored(path string) bool {
+	_, err := os.Lstat(filepath.Join(path, tree.IncompleteMark))
+	return err == nil
 }
 
 // incomplete names the volumes that hold half a restore.
 func incomplete(vols []snapshot.Source) []string {
 	var out []string
 	for _, v := range vols {
-		if _, err := os.Lstat(filepath.Join(v.Path, tree.IncompleteMark)); err == nil {
+		if halfRestored(v.Path) {
 			out = append(out, v.Name)
 		}
 	}
 	return out
+}
+
+// resumeUsers has services go on that a restore had stopped which was killed before
+// it changed anything, or when it was done.
+func (a *Agent) resumeUsers(ctx context.Context) error {
+	if a.Project == "" || a.Stack == "" || a.Self == nil {
+		return nil
+	}
+	users, err := a.Engine.UsersLeft(a.StateDir, a.Project)
+	if err != nil || len(users.Names()) == 0 {
+		return err
+	}
+	release, err := a.alone()
+	if errors.Is(err, ErrBusy) {
+		return nil // it lives
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+	before := users.Names()
+	var whole []string
+	for _, v := range users.Begun() {
+		for _, m := range a.Self.Mounts {
+			if (m.Name == v || m.Name == "" && filepath.Clean(m.Source) == v) && !halfRestored(m.Destination) {
+				whole = append(whole, v)
+			}
+		}
+	}
+	stay, err := users.Start(ctx, whole)
+	if started := slices.DeleteFunc(before, func(s string) bool { return slices.Contains(stay, s) }); len(started) > 0 && err == nil {
+		a.Log.Warn("a restore was killed; what it had stopped was started again", "services", started)
+	}
+	if len(stay) > 0 {
+		a.Log.Error("services stay stopped, because a restore of their volumes has not ended: restore again, or undo it, and they are started", "services", stay, "volumes", users.Begun())
+	}
+	return err
 }
 
 // RestoreByWorker has a worker run `backupd restore` with arguments on the
@@ -73,6 +132,13 @@ func (a *Agent) RestoreByWorker(ctx context.Context, args, only []string, l Limi
 	vols, err := a.projectVolumes(ctx, only)
 	if err != nil {
 		return err
+	}
+	if a.Stack != "" {
+		release, err := a.alone()
+		if err != nil {
+			return err
+		}
+		defer release()
 	}
 	args = append([]string{"restore"}, args...)
 	for _, v := range vols {

@@ -118,7 +118,7 @@ func (a *Agent) Recover(ctx context.Context) error {
 	if len(rec.Resumed) > 0 {
 		a.Log.Warn("an earlier run was killed; what it had stopped was started again", "services", rec.Resumed)
 	}
-	return errors.Join(append(errs, err)...)
+	return errors.Join(append(errs, err, a.resumeUsers(ctx))...)
 }
 
 // server is an agent that serves.

@@ -49,14 +49,7 @@ func (q *Quiescer) mayFreeze(ctx context.Context, steps []Step) error {
 		return nil
 	}
 	requests := map[Act][]permission{
-		ActStop: {
-			{"POST /containers/ID/start", func() error {
-				return q.engine.api.ContainerStart(ctx, nobody, container.StartOptions{})
-			}},
-			{"POST /containers/ID/stop", func() error {
-				return q.engine.api.ContainerStop(ctx, nobody, container.StopOptions{})
-			}},
-		},
+		ActStop: q.engine.mayStop(ctx),
 		ActPause: {
 			{"POST /containers/ID/unpause", func() error { return q.engine.api.ContainerUnpause(ctx, nobody) }},
 			{"POST /containers/ID/pause", func() error { return q.engine.api.ContainerPause(ctx, nobody) }},
@@ -80,6 +73,14 @@ func (q *Quiescer) mayFreeze(ctx context.Context, steps []Step) error {
 		return &MayNotError{Doing: doing, Permission: strings.Join(refused, " and "), Asked: services(steps, func(s Step) bool { return s.Asked })}
 	}
 	return nil
+}
+
+// mayStop asks to stop and to start a container that is not there.
+func (e *Engine) mayStop(ctx context.Context) []permission {
+	return []permission{
+		{"POST /containers/ID/start", func() error { return e.api.ContainerStart(ctx, nobody, container.StartOptions{}) }},
+		{"POST /containers/ID/stop", func() error { return e.api.ContainerStop(ctx, nobody, container.StopOptions{}) }},
+	}
 }
 
 // permission asks for something that is not there.

@@ -124,7 +124,8 @@ func TestSwarmServicesAreScaledToNothingAndBack(t *testing.T) {
 	if !slices.Equal(u.Names(), []string{"app"}) {
 		t.Errorf("services that stand still: %q", u.Names())
 	}
-	s.must(u.Start(t.Context()))
+	_, err = u.Start(t.Context(), users.Volumes)
+	s.must(err)
 	s.wantRunning(services, before...)
 
 	// A run that dies while it is frozen leaves its replicas in the journal.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -30,27 +31,42 @@ type UsersOptions struct {
 // Users are the services that use volumes which are about to be restored. Unlike a
 // freeze for a backup, a restore that ends badly must not let them go on: they
 // would start with half of their data. So there is no journal that does it by
-// itself, but a note of what was stopped, for whoever finishes the restore.
+// itself, but a note of what was stopped and for which volumes, for whoever finishes
+// the restore.
 type Users struct {
 	e       *Engine
 	file    string
-	stopped []user // in the order in which they are started again
+	project string
+	note    usersNote
+}
+
+// usersNote is what is kept of restores that did not end.
+type usersNote struct {
+	// Stopped are in the order in which they are started again.
+	Stopped []user `json:"stopped"`
+	// Begun are the volumes, named as in UsersOptions, whose restore has not ended as
+	// far as anybody knows.
+	Begun []string `json:"begun"`
 }
 
 // user is a container that was stopped, or a service of a swarm that was scaled to
 // no replicas.
 type user struct {
-	Service   string `json:"service"`
-	Container string `json:"container,omitempty"`
-	Name      string `json:"name"` // Swarm's, of one of its services
-	Swarm     string `json:"swarm,omitempty"`
-	Replicas  uint64 `json:"replicas,omitempty"`
+	Service   string  `json:"service"`
+	Container string  `json:"container,omitempty"`
+	Name      string  `json:"name"` // Swarm's, of one of its services
+	Swarm     string  `json:"swarm,omitempty"`
+	Replicas  uint64  `json:"replicas,omitempty"`
+	Mounts    []Mount `json:"mounts"`
 }
+
+// ErrInUse: a volume is used by what may not be stopped.
+var ErrInUse = errors.New("it is in use")
 
 // StopUsers stops the project's containers that mount one of the volumes, those
 // that others depend on last, and scales Swarm services that do to no replicas.
-// Containers of others that may write to them are an error, and so is a Swarm service
-// that cannot be scaled: nothing is stopped then.
+// An ErrInUse, and nothing is stopped, if a container of others may write to
+// them, a Swarm service cannot be scaled, or the engine does not allow both to stop and to start.
 func (e *Engine) StopUsers(ctx context.Context, o UsersOptions) (*Users, error) {
 	stack, err := e.Stack(ctx, o.Project)
 	if err != nil {
@@ -65,62 +81,115 @@ func (e *Engine) StopUsers(ctx context.Context, o UsersOptions) (*Users, error) 
 			continue
 		}
 		if name := c.Labels[labelSwarmName]; name != "" {
-			return nil, fmt.Errorf("container %s uses a volume that is to be restored, and is of the Swarm service %s, which only a manager can scale; type `docker service scale %s=0` on one, restore again, and scale it back", c.Name, name, name)
+			return nil, fmt.Errorf("container %s uses a volume that is to be restored (%w), and is of the Swarm service %s, which only a manager can scale; type `docker service scale %s=0` on one, restore again, and scale it back", c.Name, ErrInUse, name, name)
 		}
-		return nil, fmt.Errorf("container %s, which is not of project %s, uses a volume that is to be restored; stop it with `docker stop %s`, then restore again", c.Name, o.Project, c.Name)
+		return nil, fmt.Errorf("container %s, which is not of project %s, uses a volume that is to be restored (%w); stop it with `docker stop %s`, then restore again", c.Name, o.Project, ErrInUse, c.Name)
 	}
-	u := &Users{e: e}
-	if o.StateDir != "" {
-		u.file = filepath.Join(o.StateDir, "restore", o.Project+".json")
-		if err := u.read(); err != nil {
-			return nil, err
-		}
+	now, err := stack.users(o)
+	if err != nil {
+		return nil, err
 	}
-	var errs []error
-	var now []user
-	for i := range stack.Services {
-		svc := &stack.Services[i]
-		if svc.owned(o.Own) {
-			continue
-		}
-		if s := svc.Swarm; s != nil {
-			switch {
-			case !svc.uses(o.Volumes) || !s.Fixed && s.Replicas == 0:
-			case s.Fixed:
-				return nil, fmt.Errorf("service %s uses a volume that is to be restored, and is global or a job, which cannot be scaled to nothing; remove it with `docker service rm %s`, restore, and deploy the stack again", svc.Name, s.Name)
-			default:
-				now = append(now, user{Service: svc.Name, Name: s.Name, Swarm: s.ID, Replicas: s.Replicas})
-			}
-			continue
-		}
-		for _, c := range svc.Containers {
-			if c.running() && c.uses(o.Volumes) && c.Labels[labelWorker] == "" {
-				now = append(now, user{Service: svc.Name, Container: c.ID, Name: c.Name})
-			}
-		}
+	if err := e.mayStopUsers(ctx, now); err != nil {
+		return nil, err
 	}
-	if len(now) == 0 {
-		return u, nil
+	u, err := e.users(o.StateDir, o.Project)
+	if err != nil {
+		return nil, err
 	}
 	for _, c := range now {
-		if !slices.Contains(u.stopped, c) {
-			u.stopped = append(u.stopped, c)
+		if !slices.ContainsFunc(u.note.Stopped, func(s user) bool { return s.Container == c.Container && s.Swarm == c.Swarm }) {
+			u.note.Stopped = append(u.note.Stopped, c)
 		}
+	}
+	before := slices.Clone(u.note.Begun)
+	for _, v := range o.Volumes {
+		if !slices.Contains(u.note.Begun, v) {
+			u.note.Begun = append(u.note.Begun, v)
+		}
+	}
+	if len(u.note.Stopped) == 0 {
+		return u, nil
 	}
 	if err := u.write(); err != nil {
 		return nil, err
 	}
 	for _, c := range slices.Backward(now) {
 		if err := e.stopUser(ctx, c); err != nil {
-			errs = append(errs, err)
-			break
+			u.note.Begun = before // nothing was restored
+			_, serr := u.Start(context.WithoutCancel(ctx), nil)
+			return nil, errors.Join(err, serr)
 		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, errors.Join(err, u.Start(context.WithoutCancel(ctx)))
 	}
 	return u, nil
 }
+
+// users are a stack's containers and services that run and mount one of the volumes.
+func (s *Stack) users(o UsersOptions) ([]user, error) {
+	var now []user
+	for i := range s.Services {
+		svc := &s.Services[i]
+		if svc.owned(o.Own) {
+			continue
+		}
+		if sw := svc.Swarm; sw != nil {
+			switch {
+			case !svc.uses(o.Volumes) || !sw.Fixed && sw.Replicas == 0:
+			case sw.Fixed:
+				return nil, fmt.Errorf("service %s uses a volume that is to be restored (%w), and is global or a job, which cannot be scaled to nothing; remove it with `docker service rm %s`, restore, and deploy the stack again", svc.Name, ErrInUse, sw.Name)
+			default:
+				now = append(now, user{Service: svc.Name, Name: sw.Name, Swarm: sw.ID, Replicas: sw.Replicas, Mounts: sw.Mounts})
+			}
+			continue
+		}
+		for _, c := range svc.Containers {
+			if c.running() && c.uses(o.Volumes) && c.Labels[labelWorker] == "" {
+				now = append(now, user{Service: svc.Name, Container: c.ID, Name: c.Name, Mounts: c.Mounts})
+			}
+		}
+	}
+	return now, nil
+}
+
+// mayStopUsers asks before anything is stopped whether it may be started again, too.
+func (e *Engine) mayStopUsers(ctx context.Context, now []user) error {
+	var ask []permission
+	var running []string
+	for _, c := range now {
+		if !slices.Contains(running, c.Service) {
+			running = append(running, c.Service)
+		}
+	}
+	if slices.ContainsFunc(now, func(c user) bool { return c.Swarm == "" }) {
+		ask = e.mayStop(ctx)
+	}
+	if slices.ContainsFunc(now, func(c user) bool { return c.Swarm != "" }) {
+		ask = append(ask, e.mayScale(ctx))
+	}
+	for _, p := range ask {
+		if p.refused() {
+			return fmt.Errorf("services %s use a volume that is to be restored (%w), and the engine does not allow %s, which stopping and starting them takes; stop them yourself (`docker compose stop %s`), restore, and start them",
+				strings.Join(running, ", "), ErrInUse, p.name, strings.Join(running, " "))
+		}
+	}
+	return nil
+}
+
+// users reads the note of a project; one that is not there is empty.
+func (e *Engine) users(state, project string) (*Users, error) {
+	u := &Users{e: e, project: project}
+	if state == "" {
+		return u, nil
+	}
+	u.file = filepath.Join(state, "restore", project+".json")
+	return u, u.read()
+}
+
+// UsersLeft are the services that restores of a project have left stopped which were
+// killed, or did not end well.
+func (e *Engine) UsersLeft(state, project string) (*Users, error) { return e.users(state, project) }
+
+// Begun are the volumes whose restore has not ended as far as anybody knows.
+func (u *Users) Begun() []string { return slices.Clone(u.note.Begun) }
 
 func (c *Container) running() bool {
 	return c.State == "running" || c.State == "paused" || c.State == "restarting"
@@ -162,7 +231,7 @@ func (e *Engine) stopUser(ctx context.Context, c user) error {
 // Names are the services that stand still.
 func (u *Users) Names() []string {
 	var out []string
-	for _, c := range u.stopped {
+	for _, c := range u.note.Stopped {
 		if !slices.Contains(out, c.Service) {
 			out = append(out, c.Service)
 		}
@@ -178,19 +247,28 @@ const (
 )
 
 // Start lets all go on that was stopped, also by earlier restores that did not
-// end. What does not start is an error that names it; the others are started.
-func (u *Users) Start(ctx context.Context) error {
+// end, but for what mounts a volume whose restore has not ended: whole are those
+// that have, since. It returns the services that stay stopped. What does not start is an
+// error that names it; the others are started.
+func (u *Users) Start(ctx context.Context, whole []string) (stay []string, err error) {
+	u.note.Begun = slices.DeleteFunc(u.note.Begun, func(v string) bool { return slices.Contains(whole, v) })
 	var errs []error
 	var left []user
-	for _, c := range u.stopped {
-		err := u.e.startUser(ctx, c)
-		if err != nil {
+	for _, c := range u.note.Stopped {
+		if (&Container{Mounts: c.Mounts}).uses(u.note.Begun) {
+			left = append(left, c)
+			if !slices.Contains(stay, c.Service) {
+				stay = append(stay, c.Service)
+			}
+			continue
+		}
+		if err := u.e.startUser(ctx, c); err != nil {
 			errs = append(errs, err)
 			left = append(left, c)
 		}
 	}
-	u.stopped = left
-	return errors.Join(append(errs, u.write())...)
+	u.note.Stopped = left
+	return stay, errors.Join(append(errs, u.write())...)
 }
 
 func (e *Engine) startUser(ctx context.Context, c user) error {
@@ -220,7 +298,7 @@ func (u *Users) read() error {
 		return nil
 	}
 	if err == nil {
-		err = json.Unmarshal(data, &u.stopped)
+		err = json.Unmarshal(data, &u.note)
 	}
 	if err != nil {
 		return fmt.Errorf("read what an earlier restore has stopped: %w; start those services yourself, and remove %s", err, u.file)
@@ -233,13 +311,13 @@ func (u *Users) write() error {
 	if u.file == "" {
 		return nil
 	}
-	if len(u.stopped) == 0 {
+	if len(u.note.Stopped) == 0 {
 		if err := os.Remove(u.file); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove the note of what was stopped: %w", err)
 		}
 		return nil
 	}
-	data, err := json.Marshal(u.stopped)
+	data, err := json.Marshal(u.note)
 	if err == nil {
 		err = statefile.Replace(u.file, data)
 	}

@@ -132,6 +132,19 @@ func TestARestoreThatEndsHalfWayLeavesTheServiceStopped(t *testing.T) {
 	}
 	mentions(t, said, "application", "stay stopped", "undo")
 
+	// Another volume that is restored, and an agent that starts anew, change nothing in that.
+	if code, said = try(t, p, "restore", "--force", "--volume", "home"); code != 0 {
+		t.Errorf("the other volume: %d %s", code, said)
+	}
+	p.Compose("restart", "backup")
+	if code := p.WaitExit("backup"); code == 0 {
+		t.Error("it serves beside half a restore")
+	}
+	if s := p.State("application"); s.Status != "exited" {
+		t.Errorf("beside half a restore, the application is %+v", s)
+	}
+	mentions(t, p.Logs("backup"), "services stay stopped, because a restore of their volumes has not ended")
+
 	p.Compose("run", "--rm", "-T", "backup", "restore", "--undo")
 	if got := rows(p); got != "broken\n" {
 		t.Errorf("after the undo the rows are %q", got)
