@@ -85,22 +85,58 @@ func (q *Quiescer) Post(ctx context.Context) error {
 }
 
 // postHook runs a hook in the container that it was meant for, or in the one that
-// was made in its place. If none is there, nobody waits for it.
+// was made in its place. If none is there, nobody waits for it. One of a swarm is
+// never started again, but another comes, which is waited for.
 func (e *Engine) postHook(ctx context.Context, project string, en *entry) error {
 	c := Container{ID: en.Container, Name: en.Name}
-	_, err := e.api.ContainerInspect(ctx, c.ID)
-	if cerrdefs.IsNotFound(err) {
-		list, lerr := e.containers(ctx, filters.Arg("label", labelProject+"="+project), filters.Arg("label", labelService+"="+en.Service))
-		if lerr != nil {
-			return fmt.Errorf("find the container of service %s for its %s hook: %w", en.Service, labelPost, explainAccess(lerr))
-		}
-		i := slices.IndexFunc(list, func(o Container) bool { return o.Number == en.Number && !o.OneOff && o.State == "running" })
-		if i < 0 {
+	info, err := e.api.ContainerInspect(ctx, c.ID)
+	gone := cerrdefs.IsNotFound(err)
+	if err == nil && info.State != nil && !info.State.Running && info.Config != nil {
+		gone = info.Config.Labels[labelSwarmService] != ""
+	}
+	if !gone {
+		return e.hook(ctx, labelPost, en.Service, c, *en.Hook)
+	}
+	stack, err := e.Stack(ctx, project)
+	if err != nil {
+		return fmt.Errorf("find the container of service %s for its %s hook: %w", en.Service, labelPost, err)
+	}
+	svc := stack.Service(en.Service)
+	if svc == nil {
+		return nil
+	}
+	if svc.Swarm != nil {
+		if svc.Swarm.Replicas == 0 && !svc.Swarm.Fixed {
 			return nil
 		}
-		c = list[i]
+		if c, err = e.nextTask(ctx, svc.Swarm); err != nil {
+			return fmt.Errorf("run the %s hook of service %s: %w", labelPost, en.Service, err)
+		}
+		return e.hook(ctx, labelPost, en.Service, c, *en.Hook)
 	}
-	return e.hook(ctx, labelPost, en.Service, c, *en.Hook)
+	i := slices.IndexFunc(svc.Containers, func(o Container) bool { return o.Number == en.Number && !o.OneOff && o.State == "running" })
+	if i < 0 {
+		return nil
+	}
+	return e.hook(ctx, labelPost, en.Service, svc.Containers[i], *en.Hook)
+}
+
+// nextTask waits for a container of a Swarm service that runs on this machine.
+func (e *Engine) nextTask(ctx context.Context, s *SwarmService) (Container, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	for {
+		list, err := e.containers(ctx, filters.Arg("label", labelSwarmService+"="+s.ID))
+		if err != nil {
+			return Container{}, explainAccess(err)
+		}
+		if i := slices.IndexFunc(list, func(c Container) bool { return c.State == "running" }); i >= 0 {
+			return list[i], nil
+		}
+		if sleep(ctx, pollEvery) != nil {
+			return Container{}, fmt.Errorf("none of its containers runs on this machine after %s", startTime)
+		}
+	}
 }
 
 func (e *Engine) hook(ctx context.Context, label, service string, c Container, h Hook) error {

@@ -134,11 +134,17 @@ func (e *Engine) scaleDown(ctx context.Context, en *entry) error {
 		if err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(tasks, lives) {
+		var left []string
+		for _, t := range tasks {
+			if lives(t) {
+				left = append(left, fmt.Sprintf("task %s is %s and shall be %s", t.ID, t.Status.State, t.DesiredState))
+			}
+		}
+		if len(left) == 0 {
 			return nil
 		}
 		if err := sleep(ctx, pollEvery); err != nil {
-			return fmt.Errorf("its containers have not ended in %s: %w", en.Grace+margin, err)
+			return fmt.Errorf("its containers have not ended in %s (%s): %w", en.Grace+margin, strings.Join(left, ", "), err)
 		}
 	}
 }

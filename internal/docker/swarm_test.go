@@ -83,7 +83,7 @@ func TestSwarmServicesAreScaledToNothingAndBack(t *testing.T) {
 	}
 	services := []string{
 		s.deploy("db", replicas(1), nil, "shop_data", false),
-		s.deploy("app", replicas(3), map[string]string{"backupd.quiesce": "stop"}, "shop_other", false),
+		s.deploy("app", replicas(3), map[string]string{"backupd.quiesce": "stop", "backupd.post": "echo after >>/data/hooks"}, "shop_other", false),
 		s.deploy("reader", replicas(1), nil, "shop_data", true),
 		s.deploy("off", replicas(0), nil, "shop_data", false),
 		s.deploy("everywhere", swarm.ServiceMode{Global: &swarm.GlobalService{}}, nil, "shop_data", false),
@@ -98,6 +98,7 @@ func TestSwarmServicesAreScaledToNothingAndBack(t *testing.T) {
 	if text := p.String(); !strings.Contains(text, "scale service shop_app from 3 replicas to none\nscale service shop_db from 1 replicas to none\n") {
 		t.Errorf("the plan is\n%s", text)
 	}
+	s.must(q.Pre(t.Context()))
 	s.must(q.Freeze(t.Context()))
 	for i, want := range []int{0, 0, 1, 0, 1} {
 		if got := s.running(services[i]); got != want {
@@ -105,7 +106,13 @@ func TestSwarmServicesAreScaledToNothingAndBack(t *testing.T) {
 		}
 	}
 	s.must(q.Thaw(t.Context()))
+	s.must(q.Post(t.Context()))
 	s.wantRunning(services, before...)
+	list, err := s.containers(t.Context(), filters.Arg("label", labelSwarmService+"="+services[1]), filters.Arg("status", "running"))
+	s.must(err)
+	if got := s.mustSh(list[0].ID, "cat /data/hooks"); got != "after\n" {
+		t.Errorf("its post hook wrote %q", got)
+	}
 	if w := q.Warnings(); len(w) != 1 || !strings.Contains(w[0], "service shop_everywhere is global") {
 		t.Errorf("warnings: %q", w)
 	}
