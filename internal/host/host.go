@@ -206,6 +206,6 @@ func Init(ctx context.Context, o InitOptions) error {
 	if err := edit.Write(); err != nil {
 		return err
 	}
-	o.Notice(fmt.Sprintf("wrote %s. Next: set BACKUPD_TARGET in .env (and BACKUPD_SCHEDULE on the server that takes the snapshots), then `docker compose up -d`", edit.File))
+	o.Notice(fmt.Sprintf("wrote %s; the stack is called %s at the target (BACKUPD_STACK). Next: set BACKUPD_TARGET in .env (and BACKUPD_SCHEDULE on the server that takes the snapshots), then `docker compose up -d`", edit.File, edit.Stack))
 	return nil
 }
