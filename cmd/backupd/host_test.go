@@ -194,6 +194,22 @@ volumes:
 		t.Errorf("it said %s", said)
 	}
 	restore(exitUsage, "--volume", "data="+data, "-f", "compose.yaml")
+
+	// A volume's name is the service's, and a directory this machine's.
+	for _, args := range [][]string{{"--volume", "data"}, {"--volume", "data", "-f", "compose.yaml"}} {
+		if said := restore(exitDone, append(args, "--force")...); !strings.Contains(said, "volume data: ") {
+			t.Errorf("%v: it said %s", args, said)
+		}
+	}
+	here := filepath.Join(dir, "here")
+	restore(exitDone, "--target", target, "--stack", "shop", "--volume", "data="+here)
+	testtree.Compare(t, data, here, testtree.Options{})
+	t.Setenv("BACKUPD_VOLUME", "other")
+	for _, args := range [][]string{{"--force"}, {"--force", "--", "latest"}} {
+		if said := restore(exitUsage, args...); !strings.Contains(said, "/volumes/other") {
+			t.Errorf("%v with a volume in the environment: it said %s", args, said)
+		}
+	}
 	if left := e.docker("ps", "-aq", "--filter", "label=com.docker.compose.project="+project); left != "" {
 		t.Errorf("containers are left over: %s", left)
 	}
