@@ -143,6 +143,9 @@ services:
       - data:/volumes/data
       - state:/var/lib/backupd
       - ${WHERE}:${WHERE}:ro
+    depends_on: [engine]
+  engine:
+    image: nothing/here
 volumes:
   data: {labels: {kept: "yes"}}
   state:
@@ -168,7 +171,8 @@ volumes:
 		}
 		return out.String() + errs.String()
 	}
-	if said := restore(exitDone); !strings.Contains(said, id) || !strings.Contains(said, "made volumes "+project+"_data") {
+	const idle = "depends on engine, which is not running"
+	if said := restore(exitDone); !strings.Contains(said, id) || !strings.Contains(said, "made volumes "+project+"_data") || !strings.Contains(said, idle) {
 		t.Errorf("it said %s", said)
 	}
 	var volume []struct {
@@ -184,6 +188,14 @@ volumes:
 		}
 	}
 	testtree.Compare(t, data, volume[0].Mountpoint, testtree.Options{})
+
+	// A worker that waits for its request is a service that does nothing.
+	e.docker("run", "-di", "--name", project+"-engine", "--network", "none", "--label", "com.docker.compose.project="+project, "--label", "com.docker.compose.service=engine", "--label", "com.docker.compose.oneoff=False", hostTestImage, "worker")
+	t.Cleanup(func() { _ = exec.Command("docker", "rm", "-f", project+"-engine").Run() })
+	if said := restore(exitDone, "--force"); strings.Contains(said, idle) {
+		t.Errorf("with the service running it said %s", said)
+	}
+	e.docker("rm", "-f", project+"-engine")
 
 	// What the command in the container says and how it exits passes through.
 	if said := restore(exitFailed); !strings.Contains(said, "--force") {
