@@ -82,6 +82,7 @@ func (a *app) agentSettings() agent.Settings {
 	return agent.Settings{
 		Stack: a.stack, Origin: a.origin, StateDir: a.stateDir, Version: version, Targets: a.targets,
 		Log: slog.New(slog.DiscardHandler), WorkerSettings: a.workerSettings, Free: freeSpace,
+		Notice: func(text string) { a.notice("%s", text) },
 		Places: func(ctx context.Context, targets []string) (*agent.Places, error) {
 			b, end := a.scope(targets)
 			up, down, err := b.places(ctx)

@@ -39,7 +39,8 @@ type app struct {
 	log            *slog.Logger // of a process that lasts; nil: notices are lines of stderr
 	interrupted    string       // what an interrupt leaves, where the common sentence is wrong
 
-	closers *closers // of targets
+	closers   *closers // of targets
+	engineErr error    // why the engine that was asked for the labels does not answer
 }
 
 // closers are what is to be closed when a piece of work is done.

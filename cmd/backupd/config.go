@@ -244,9 +244,10 @@ func (a *app) ownLabels(ctx context.Context) map[string]string {
 	if _, in := seed.OwnContainerID(); !in {
 		return nil
 	}
-	e, err := docker.Connect(ctx)
+	e, err := docker.Connect(ctx, func(text string) { a.notice("%s", text) })
 	if err != nil {
 		if !errors.Is(err, docker.ErrNoEngine) {
+			a.engineErr = err
 			a.notice("the labels of this container cannot be read: %v", err)
 		}
 		return nil

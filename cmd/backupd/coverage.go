@@ -76,7 +76,9 @@ func (a *app) coverage(ctx context.Context, f coverageFlags) error {
 	a.interrupted = "interrupted; nothing was changed"
 	connect := docker.ConnectHost
 	if docker.Contained() {
-		connect = docker.Connect
+		connect = func(ctx context.Context) (*docker.Engine, error) {
+			return docker.Connect(ctx, func(text string) { a.notice("%s", text) })
+		}
 	}
 	engine, err := connect(ctx)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/rogpeppe/go-internal/diff"
@@ -23,7 +24,8 @@ import (
 
 // projectFlags say which Compose project is meant, where backupd runs outside of it.
 type projectFlags struct {
-	o compose.Options
+	o       compose.Options
+	volumes []string // of --volume
 }
 
 func (p *projectFlags) flags(f *pflag.FlagSet) {
@@ -44,16 +46,18 @@ func (p *projectFlags) given(cmd *cobra.Command) bool {
 }
 
 // throughCompose says whether a command must run in the project's backup service,
-// since this process sees none of the volumes: it runs on a host, no volume is
-// named or mounted, and there is a Compose file.
+// since this process sees none of the volumes: it runs on a host, no directory is
+// named and no volume mounted, and there is a Compose file.
 func (p *projectFlags) throughCompose(ctx context.Context, cmd *cobra.Command, volumes []string) (bool, error) {
+	p.volumes = volumes
+	paths := slices.ContainsFunc(volumes, func(v string) bool { return strings.Contains(v, "=") })
 	if p.given(cmd) {
-		if len(volumes) > 0 {
-			return false, fmt.Errorf("%w: --volume names directories of this machine, --compose-file, --project-name and --service a project: give one or the other", snapshot.ErrUsage)
+		if paths {
+			return false, fmt.Errorf("%w: --volume NAME=PATH names a directory of this machine, --compose-file, --project-name and --service a project: give one or the other", snapshot.ErrUsage)
 		}
 		return true, nil
 	}
-	if len(volumes) > 0 || docker.Contained() {
+	if paths || docker.Contained() {
 		return false, nil
 	}
 	if _, err := os.Stat(volumesDir); err == nil {
@@ -68,8 +72,18 @@ func (p *projectFlags) throughCompose(ctx context.Context, cmd *cobra.Command, v
 
 // runThroughCompose runs this very command in the backup service.
 func (a *app) runThroughCompose(ctx context.Context, p *projectFlags) error {
+	args := host.Strip(a.argv, hostFlags...)
+	if a.config.given["volume"] == nil { // this side's environment stays here, and all would be restored
+		end := len(args)
+		if i := slices.Index(args, "--"); i >= 0 {
+			end = i
+		}
+		for _, v := range p.volumes {
+			args = slices.Insert(args, end, "--volume="+v)
+		}
+	}
 	code, err := host.Run(ctx, host.Options{
-		Compose: p.o, Args: host.Strip(a.argv, hostFlags...), Version: version,
+		Compose: p.o, Args: args, Version: version,
 		Stdin: os.Stdin, Stdout: a.stdout, Stderr: a.stderr,
 		Notice: func(text string) { a.notice("%s", text) },
 	})

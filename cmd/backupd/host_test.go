@@ -143,6 +143,9 @@ services:
       - data:/volumes/data
       - state:/var/lib/backupd
       - ${WHERE}:${WHERE}:ro
+    depends_on: [engine]
+  engine:
+    image: nothing/here
 volumes:
   data: {labels: {kept: "yes"}}
   state:
@@ -168,7 +171,8 @@ volumes:
 		}
 		return out.String() + errs.String()
 	}
-	if said := restore(exitDone); !strings.Contains(said, id) || !strings.Contains(said, "made volumes "+project+"_data") {
+	const idle = "depends on engine, which is not running"
+	if said := restore(exitDone); !strings.Contains(said, id) || !strings.Contains(said, "made volumes "+project+"_data") || !strings.Contains(said, idle) {
 		t.Errorf("it said %s", said)
 	}
 	var volume []struct {
@@ -185,6 +189,14 @@ volumes:
 	}
 	testtree.Compare(t, data, volume[0].Mountpoint, testtree.Options{})
 
+	// A worker that waits for its request is a service that does nothing.
+	e.docker("run", "-di", "--name", project+"-engine", "--network", "none", "--label", "com.docker.compose.project="+project, "--label", "com.docker.compose.service=engine", "--label", "com.docker.compose.oneoff=False", hostTestImage, "worker")
+	t.Cleanup(func() { _ = exec.Command("docker", "rm", "-f", project+"-engine").Run() })
+	if said := restore(exitDone, "--force"); strings.Contains(said, idle) {
+		t.Errorf("with the service running it said %s", said)
+	}
+	e.docker("rm", "-f", project+"-engine")
+
 	// What the command in the container says and how it exits passes through.
 	if said := restore(exitFailed); !strings.Contains(said, "--force") {
 		t.Errorf("over data it said %s", said)
@@ -194,6 +206,22 @@ volumes:
 		t.Errorf("it said %s", said)
 	}
 	restore(exitUsage, "--volume", "data="+data, "-f", "compose.yaml")
+
+	// A volume's name is the service's, and a directory this machine's.
+	for _, args := range [][]string{{"--volume", "data"}, {"--volume", "data", "-f", "compose.yaml"}} {
+		if said := restore(exitDone, append(args, "--force")...); !strings.Contains(said, "volume data: ") {
+			t.Errorf("%v: it said %s", args, said)
+		}
+	}
+	here := filepath.Join(dir, "here")
+	restore(exitDone, "--target", target, "--stack", "shop", "--volume", "data="+here)
+	testtree.Compare(t, data, here, testtree.Options{})
+	t.Setenv("BACKUPD_VOLUME", "other")
+	for _, args := range [][]string{{"--force"}, {"--force", "--", "latest"}} {
+		if said := restore(exitUsage, args...); !strings.Contains(said, "/volumes/other") {
+			t.Errorf("%v with a volume in the environment: it said %s", args, said)
+		}
+	}
 	if left := e.docker("ps", "-aq", "--filter", "label=com.docker.compose.project="+project); left != "" {
 		t.Errorf("containers are left over: %s", left)
 	}

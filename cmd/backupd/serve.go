@@ -73,6 +73,9 @@ func (a *app) serve(ctx context.Context, cmd *cobra.Command) error {
 		defer cancel()
 		s.Teller.Close(ctx)
 	}()
+	if a.engineErr != nil { // it was waited for
+		return a.engineErr
+	}
 	ag, err := agent.New(ctx, s)
 	if err != nil {
 		return err
@@ -204,7 +207,7 @@ func (a *app) teller(ctx context.Context, c *config.Config, log *slog.Logger) (*
 // rememberFresh notes which volumes are fresh now, though the agent cannot
 // serve: so that they still are when it is started again with its settings put right.
 func (a *app) rememberFresh(ctx context.Context, cmd *cobra.Command, c *config.Config) {
-	if a.stateDir == "" || c != nil && (c.Volumes != "mounted" || c.Seed == "off") {
+	if a.stateDir == "" || a.engineErr != nil || c != nil && (c.Volumes != "mounted" || c.Seed == "off") {
 		return
 	}
 	named, err := cmd.Flags().GetStringArray("volume") // all that is known of a configuration that is wrong

@@ -55,6 +55,8 @@ type Settings struct {
 	// Teller tells of runs; nil tells nobody.
 	Teller *notify.Teller
 	Log    *slog.Logger
+	// Notice tells the user why there is something to wait for; nil tells nobody.
+	Notice func(text string)
 	// Now is the clock; time.Now where nil.
 	Now func() time.Time
 }
@@ -91,6 +93,9 @@ func New(ctx context.Context, s Settings) (*Agent, error) {
 	if a.Log == nil {
 		a.Log = slog.New(slog.DiscardHandler)
 	}
+	if a.Notice == nil {
+		a.Notice = func(string) {}
+	}
 	if a.Now == nil {
 		a.Now = time.Now
 	}
@@ -102,7 +107,7 @@ func New(ctx context.Context, s Settings) (*Agent, error) {
 	var engine *docker.Engine
 	err := docker.ErrNoEngine
 	if a.inContainer() {
-		engine, err = docker.Connect(ctx)
+		engine, err = docker.Connect(ctx, a.Notice)
 	}
 	switch {
 	case errors.Is(err, docker.ErrNoEngine):

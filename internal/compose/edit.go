@@ -24,6 +24,7 @@ type Edit struct {
 	File     string // which file is changed
 	Old, New []byte
 	Service  string   // its name
+	Stack    string   // the project's name in the repository, from now on
 	Volumes  []string // keys of the volumes that it backs up
 	Waiting  []string // services that wait for it from now on
 	ByHand   []string // what could not be done, in sentences for the user
@@ -40,7 +41,8 @@ func (p *Project) AddBackup(ctx context.Context, o Options, image string) (*Edit
 	if len(p.Files) == 0 {
 		return nil, fmt.Errorf("add a backup service to project %s: it was not read from a file", p.Name)
 	}
-	e := &Edit{File: p.Files[0], Service: "backup"}
+	// Names of Compose projects are names of stacks, which end at 128 bytes.
+	e := &Edit{File: p.Files[0], Service: "backup", Stack: p.Name[:min(len(p.Name), 128)]}
 	fail := func(err error) (*Edit, error) {
 		return nil, fmt.Errorf("add a backup service to %s: %w", e.File, err)
 	}
@@ -80,8 +82,8 @@ func (p *Project) AddBackup(ctx context.Context, o Options, image string) (*Edit
 		}
 		e.Waiting = append(e.Waiting, s.Name)
 	}
-	if err := ed.addService(e.Service, image, e.Volumes, state); err != nil {
-		return fail(fmt.Errorf("%w; add this to its services by hand:\n\n%s", err, serviceText(e.Service, image, e.Volumes, state, 2, 2)))
+	if err := ed.addService(e, image, state); err != nil {
+		return fail(fmt.Errorf("%w; add this to its services by hand:\n\n%s", err, e.serviceText(image, state, 2, 2)))
 	}
 	if err := ed.addVolume(state); err != nil {
 		return fail(fmt.Errorf("%w; add the volume %s to it by hand, then run this again", err, state))
@@ -123,7 +125,7 @@ func (s Service) mounts(key string) bool {
 }
 
 // serviceText is the service, indented.
-func serviceText(name, image string, volumes []string, state string, indent, step int) string {
+func (e *Edit) serviceText(image, state string, indent, step int) string {
 	var b strings.Builder
 	line := func(depth int, format string, args ...any) {
 		b.WriteString(strings.Repeat(" ", indent+depth*step))
@@ -131,18 +133,23 @@ func serviceText(name, image string, volumes []string, state string, indent, ste
 	}
 	line(0, "# Takes snapshots of the volumes below /volumes, and fills them where they are")
 	line(0, "# new: `docker compose up` in a fresh clone starts the stack with its data.")
-	line(0, "%s:", name)
+	line(0, "%s:", e.Service)
 	line(1, "image: %s", image)
 	line(1, "restart: unless-stopped")
 	line(1, "environment:")
 	line(2, "BACKUPD_TARGET: ${BACKUPD_TARGET:?set it in .env, as in s3://bucket/prefix}")
+	line(2, "# The stack's name at the target. A clone finds its data by it, whatever the")
+	line(2, "# directory or the project is called there.")
+	// In quotes, which keep a project called 2024 or null from being no text.
+	line(2, "BACKUPD_STACK: %q", e.Stack)
 	line(2, "# Empty in a clone, which takes no snapshots by itself. The server's .env has")
 	line(2, "# one, as in BACKUPD_SCHEDULE=@daily.")
 	line(2, "BACKUPD_SCHEDULE: ${BACKUPD_SCHEDULE:-}")
 	line(2, "AWS_ACCESS_KEY_ID: ${AWS_ACCESS_KEY_ID:-}")
 	line(2, "AWS_SECRET_ACCESS_KEY: ${AWS_SECRET_ACCESS_KEY:-}")
+	line(2, "AWS_REGION: ${AWS_REGION:-us-east-1}")
 	line(1, "volumes:")
-	for _, v := range volumes {
+	for _, v := range e.Volumes {
 		line(2, "- %s:/volumes/%s", v, v)
 	}
 	line(2, "# What it remembers between runs.")
@@ -232,11 +239,11 @@ func (e *editor) put(at int, text string) {
 	e.insert[at] = append(e.insert[at], strings.Split(strings.TrimSuffix(text, "\n"), "\n")...)
 }
 
-func (e *editor) addService(name, image string, volumes []string, state string) error {
+func (e *editor) addService(edit *Edit, image, state string) error {
 	if _, key := e.child(e.root, "services"); key == nil {
 		return errShape
 	}
-	e.put(e.end("services"), "\n"+serviceText(name, image, volumes, state, e.indent, e.step))
+	e.put(e.end("services"), "\n"+edit.serviceText(image, state, e.indent, e.step))
 	return nil
 }
 
@@ -362,6 +369,9 @@ func (p *Project) sameBut(ctx context.Context, o Options, e *Edit) error {
 	}
 	if got := service(after, added); len(got.Mounts) != len(e.Volumes)+2 {
 		return errors.New("the service has other volumes")
+	}
+	if stack := added.Environment["BACKUPD_STACK"]; stack == nil || *stack != e.Stack {
+		return errors.New("the service is of another stack")
 	}
 	for name, old := range was {
 		now := is[name]

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -140,6 +141,33 @@ volumes:
 # The end.
 `
 
+const wantService = `  # Takes snapshots of the volumes below /volumes, and fills them where they are
+  # new: ` + "`docker compose up`" + ` in a fresh clone starts the stack with its data.
+  backup:
+    image: backupd:latest
+    restart: unless-stopped
+    environment:
+      BACKUPD_TARGET: ${BACKUPD_TARGET:?set it in .env, as in s3://bucket/prefix}
+      # The stack's name at the target. A clone finds its data by it, whatever the
+      # directory or the project is called there.
+      BACKUPD_STACK: "shop"
+      # Empty in a clone, which takes no snapshots by itself. The server's .env has
+      # one, as in BACKUPD_SCHEDULE=@daily.
+      BACKUPD_SCHEDULE: ${BACKUPD_SCHEDULE:-}
+      AWS_ACCESS_KEY_ID: ${AWS_ACCESS_KEY_ID:-}
+      AWS_SECRET_ACCESS_KEY: ${AWS_SECRET_ACCESS_KEY:-}
+      AWS_REGION: ${AWS_REGION:-us-east-1}
+    volumes:
+      - db:/volumes/db
+      - queue:/volumes/queue
+      - uploads:/volumes/uploads
+      # What it remembers between runs.
+      - backup-state:/var/lib/backupd
+      # To pause services for the seconds in which their files must stand still.
+      # Without this line backups work, and services go on writing meanwhile.
+      - /var/run/docker.sock:/var/run/docker.sock
+`
+
 func TestABackupServiceIsAddedAndTheRestOfTheFileStays(t *testing.T) {
 	p, err := project(t, map[string]string{"compose.yaml": wordpress}, Options{})
 	if err != nil {
@@ -149,7 +177,7 @@ func TestABackupServiceIsAddedAndTheRestOfTheFileStays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := strings.Replace(wantWordpress, "BACKUP", serviceText("backup", "backupd:latest", []string{"db", "queue", "uploads"}, "backup-state", 2, 2), 1)
+	want := strings.Replace(wantWordpress, "BACKUP", wantService, 1)
 	if string(e.New) != want {
 		t.Errorf("got\n%s\nwant\n%s", e.New, want)
 	}
@@ -169,6 +197,29 @@ func TestABackupServiceIsAddedAndTheRestOfTheFileStays(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(p.Dir, ".backupd-*")); len(left) > 0 {
 		t.Errorf("left over: %v", left)
+	}
+}
+
+func TestTheStackIsNamedByTheProjectAndKeepsThatNameInAClone(t *testing.T) {
+	const file = "services:\n  app:\n    image: x\n    volumes: ['dd:/d']\nvolumes:\n  dd:\n"
+	long := strings.Repeat("a", 200)
+	for name, want := range map[string]string{"shop": "shop", "0123": "0123", "1e3": "1e3", "null": "null", "on": "on", long: long[:128]} {
+		p, err := project(t, map[string]string{"compose.yaml": file}, Options{Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := p.AddBackup(t.Context(), Options{Name: name}, "backupd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Write(); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("BACKUPD_TARGET", "/backups")
+		clone, err := Load(t.Context(), Options{Name: "another"})
+		if err != nil || clone.Backup == nil || !slices.Contains(clone.Backup.Env, "BACKUPD_STACK="+want) {
+			t.Errorf("a clone of project %s: %v, %+v", name, err, clone.Backup)
+		}
 	}
 }
 

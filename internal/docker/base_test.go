@@ -41,7 +41,7 @@ var probe struct { // built once for all tests
 // machine is the machine's engine.
 func machine(t *testing.T) *Engine {
 	t.Helper()
-	e, err := Connect(t.Context())
+	e, err := Connect(t.Context(), func(text string) { t.Log(text) })
 	if err != nil {
 		if os.Getenv("CI") != "" {
 			t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -33,6 +34,11 @@ const defaultSocket = "/var/run/docker.sock"
 // answerTimeout is how long an engine may take for the first answer. Requests
 // that last, such as exec and stop, have time-outs of their own.
 const answerTimeout = 15 * time.Second
+
+// startTimeout is how long an engine at a TCP address may take until it listens: a
+// proxy before the engine is a service of the same project, which Compose starts
+// at the same time.
+const startTimeout = 30 * time.Second
 
 // runGrace is how long a command that was interrupted may take to end well.
 const runGrace = 60 * time.Second
@@ -58,7 +64,8 @@ type Engine struct {
 // Connect reaches the engine that DOCKER_HOST (and DOCKER_TLS_VERIFY,
 // DOCKER_CERT_PATH) names, or the one at /var/run/docker.sock. ErrNoEngine where
 // neither is there; another error where one is named or mounted and does not answer.
-func Connect(ctx context.Context) (*Engine, error) {
+// One at a TCP address is waited for until it listens, 30 seconds at most; notice is told of that.
+func Connect(ctx context.Context, notice func(text string)) (*Engine, error) {
 	host := os.Getenv(client.EnvOverrideHost)
 	if host == "" {
 		if _, err := os.Stat(defaultSocket); err != nil {
@@ -66,7 +73,42 @@ func Connect(ctx context.Context) (*Engine, error) {
 		}
 		host = "unix://" + defaultSocket
 	}
-	return connect(ctx, host, client.FromEnv)
+	return connectStarting(ctx, host, startTimeout, notice)
+}
+
+// connectStarting is connect for an engine that may be about to start.
+func connectStarting(ctx context.Context, host string, limit time.Duration, notice func(text string)) (*Engine, error) {
+	again := time.NewTicker(200 * time.Millisecond)
+	defer again.Stop()
+	end := time.NewTimer(limit)
+	defer end.Stop()
+	for told := false; ; told = true {
+		e, err := connect(ctx, host, client.FromEnv)
+		if err == nil || !strings.HasPrefix(host, "tcp://") || !notListening(err) {
+			return e, err
+		}
+		if !told {
+			notice(fmt.Sprintf("the Docker engine at %s does not listen yet; waiting for it, %v at most", host, limit))
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-end.C:
+			return nil, err
+		case <-again.C:
+		}
+	}
+}
+
+// notListening says whether nobody was reached: the connection was refused or
+// timed out, or the name has no address, as that of a service without a container.
+func notListening(err error) bool {
+	var dial *net.OpError
+	if errors.As(err, &dial) && dial.Op == "dial" {
+		return true
+	}
+	// Of a refusal and a time-out the client keeps nothing but a text.
+	return strings.Contains(err.Error(), "Cannot connect to the Docker daemon")
 }
 
 // connect reaches an engine and asks what it is; host is for errors.

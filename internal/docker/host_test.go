@@ -85,7 +85,7 @@ func TestAProxyThatForbidsPostIsGoodEnoughForAllThatOnlyReads(t *testing.T) {
 	vol := l.volume("db", volume.CreateOptions{Labels: map[string]string{labelProject: l.prefix, labelVolume: "db"}})
 	address, asked := l.proxy(onlyReading)
 	t.Setenv("DOCKER_HOST", address)
-	e, err := Connect(t.Context())
+	e, err := Connect(t.Context(), func(text string) { t.Log(text) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func TestWhatWorkersAndOneOffContainersAskForIsWhatTheDocumentationSays(t *testi
 		}
 	})
 	t.Setenv("DOCKER_HOST", address)
-	e, err := Connect(t.Context())
+	e, err := Connect(t.Context(), func(text string) { t.Log(text) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,7 +244,7 @@ func TestAProxyThatHidesInfoStillServes(t *testing.T) {
 	l := newLab(t)
 	address, _ := l.proxy(func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/info") })
 	t.Setenv("DOCKER_HOST", address)
-	e, err := Connect(t.Context())
+	e, err := Connect(t.Context(), func(text string) { t.Log(text) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ func TestAProxyThatHidesInfoStillServes(t *testing.T) {
 	}
 	address, _ = l.proxy(func(r *http.Request) bool { return true })
 	t.Setenv("DOCKER_HOST", address)
-	if e, err := Connect(t.Context()); err == nil {
+	if e, err := Connect(t.Context(), func(text string) { t.Log(text) }); err == nil {
 		defer e.Close()
 		if _, err := e.Volumes(t.Context()); !Forbidden(err) || !strings.Contains(err.Error(), "docs/docker.md") {
 			t.Errorf("all is refused: %v", err)

@@ -46,7 +46,7 @@ func TestDyingAgent(t *testing.T) {
 	if err := json.Unmarshal([]byte(request), &o); err != nil {
 		t.Fatal(err)
 	}
-	e, err := Connect(t.Context())
+	e, err := Connect(t.Context(), func(text string) { t.Log(text) })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -234,6 +234,22 @@ func runConfig(o RunOptions, local bool) (*container.Config, *container.HostConf
 	return config, host, copies, nil
 }
 
+// States are those of a project's services that have containers: "running" if one
+// of the containers is, else that of one of them.
+func (e *Engine) States(ctx context.Context, project string) (map[string]string, error) {
+	list, err := e.containersLabelled(ctx, labelProject+"="+project)
+	if err != nil {
+		return nil, fmt.Errorf("list the containers of project %s: %w", project, explainAccess(err))
+	}
+	states := map[string]string{}
+	for _, c := range list {
+		if name := c.Labels[labelService]; !c.OneOff && states[name] != "running" {
+			states[name] = c.State
+		}
+	}
+	return states, nil
+}
+
 // chooseNetworks sets the first network of the container and returns the others:
 // engines before 25 take one only when it is created.
 func (e *Engine) chooseNetworks(ctx context.Context, o RunOptions, host *container.HostConfig) (others []string, err error) {

@@ -11,7 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/term"
@@ -64,6 +66,14 @@ func Run(ctx context.Context, o Options) (int, error) {
 	if len(made) > 0 {
 		o.Notice("made volumes " + strings.Join(made, ", "))
 	}
+	states, err := e.States(ctx, p.Name)
+	if err != nil {
+		return 0, err
+	}
+	if idle := missing(p.Backup.Depends, states); len(idle) > 0 {
+		o.Notice(fmt.Sprintf("service %s depends on %s, which is not running and not started from here; where the command needs it, give it to `docker compose run --rm %s` instead, which starts that first",
+			p.Backup.Name, strings.Join(idle, ", "), p.Backup.Name))
+	}
 	run := runOptions(p, o)
 	restore, err := attachTerminal(&run, o)
 	if err != nil {
@@ -71,6 +81,21 @@ func Run(ctx context.Context, o Options) (int, error) {
 	}
 	defer restore()
 	return e.Run(ctx, run)
+}
+
+// missing are the services that another depends on, by conditions, and that are
+// not what they should be, by their states.
+func missing(depends, states map[string]string) (names []string) {
+	for _, name := range slices.Sorted(maps.Keys(depends)) {
+		want := "running"
+		if depends[name] == "service_completed_successfully" {
+			want = "exited"
+		}
+		if states[name] != want {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // volumes are those that Compose would make for the project.
@@ -206,6 +231,6 @@ func Init(ctx context.Context, o InitOptions) error {
 	if err := edit.Write(); err != nil {
 		return err
 	}
-	o.Notice(fmt.Sprintf("wrote %s. Next: set BACKUPD_TARGET in .env (and BACKUPD_SCHEDULE on the server that takes the snapshots), then `docker compose up -d`", edit.File))
+	o.Notice(fmt.Sprintf("wrote %s; the stack is called %s at the target (BACKUPD_STACK). Next: set BACKUPD_TARGET in .env (and BACKUPD_SCHEDULE on the server that takes the snapshots), then `docker compose up -d`", edit.File, edit.Stack))
 	return nil
 }

@@ -29,6 +29,20 @@ func TestFlagsOfThisSideDoNotReachTheContainer(t *testing.T) {
 	}
 }
 
+func TestServicesThatTheBackupServiceNeedsAreMissed(t *testing.T) {
+	depends := map[string]string{"engine": "service_started", "db": "service_healthy", "schema": "service_completed_successfully"}
+	for want, states := range map[string]map[string]string{
+		"db engine schema": {"backup": "running"},
+		"engine":           {"db": "running", "engine": "exited", "schema": "exited"},
+		"schema":           {"db": "running", "engine": "running", "schema": "running"},
+		"":                 {"db": "running", "engine": "running", "schema": "exited"},
+	} {
+		if got := strings.Join(missing(depends, states), " "); got != want {
+			t.Errorf("of %v it misses %q, want %q", states, got, want)
+		}
+	}
+}
+
 func TestInitAsksBeforeItWrites(t *testing.T) {
 	const text = "services:\n  db:\n    image: x\n    volumes: ['data:/d']\nvolumes:\n  data:\n"
 	t.Chdir(t.TempDir())

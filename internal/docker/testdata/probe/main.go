@@ -26,7 +26,7 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	switch args[0] {
 	case "self": // prints what Self says
-		e, err := docker.Connect(ctx)
+		e, err := docker.Connect(ctx, func(text string) { fmt.Fprintln(os.Stderr, text) })
 		if err != nil {
 			return err
 		}
