@@ -24,7 +24,8 @@ const (
 	coverNever       = "never"       // one is to, and there is no snapshot yet
 	coverOld         = "old"         // there is, and it is older than it may be
 	coverExcluded    = "excluded"
-	coverOwn         = "own" // backupd's state or target
+	coverOwn         = "own"     // backupd's state or target
+	coverUnknown     = "unknown" // an agent's configuration file may say that it takes it
 )
 
 // covered is a volume in the output of coverage --json.
@@ -59,9 +60,12 @@ of one Compose project or Swarm stack.
 STATE is covered; uncovered, if no agent takes it; unscheduled, if one does but
 has no schedule (a clone); stopped, if one has, and does not run; never, if there is no snapshot yet; old, if the last
 one is older than --max-age; excluded, by the label backupd.exclude; own, if it
-is an agent's state or target. Without --target no snapshots are looked for.
+is an agent's state or target; unknown, if only an agent's configuration file may
+say that it takes it, which is not read, and no new snapshot shows it. Without
+--target no snapshots are looked for.
 
-Exit code 3 if there is one that is uncovered, unscheduled, stopped, never or old.
+Exit code 3 if there is one that is uncovered, unscheduled, stopped, never, old or
+unknown.
 ` + exitHelp,
 		Example: `  backupd coverage --target s3://bucket/backups
   backupd coverage --json | jq -r '.[] | select(.state == "uncovered") | .volume'`,
@@ -119,9 +123,12 @@ func (a *app) coverage(ctx context.Context, f coverageFlags) error {
 	lacking := 0
 	for _, r := range rows {
 		switch r.State {
-		case coverNone, coverUnscheduled, coverStopped, coverNever, coverOld:
+		case coverNone, coverUnscheduled, coverStopped, coverNever, coverOld, coverUnknown:
 			lacking++
 		}
+	}
+	if slices.ContainsFunc(rows, func(r covered) bool { return r.State == coverUnknown }) {
+		a.notice("which volumes an agent takes can stand in its configuration file, which is not read from here; BACKUPD_VOLUMES and BACKUPD_VOLUME in its environment are")
 	}
 	if lacking > 0 {
 		return &statusError{exitWarnings, fmt.Sprintf("%d of %d volumes have no backup that can be relied on", lacking, len(rows))}
@@ -150,13 +157,24 @@ func judge(c *docker.Coverage, last map[[2]string]*snapshot.Manifest, looked boo
 		r := covered{Volume: h.Name, Key: h.Key, Driver: h.Driver, Stack: h.Stack, Services: h.Services}
 		places := [][2]string{}
 		kept := false // its schedule, by someone
-		for i, k := range h.Agents {
+		unknown := len(h.Agents) == 0 && len(h.Maybe) > 0 && !h.Own && !h.Excluded
+		by := h.Agents
+		if unknown {
+			by = h.Maybe
+		}
+		for i, k := range by {
 			ag := c.Agents[k]
-			stack := ag.Stack
-			if ag.Volumes == "host" {
-				stack = h.Project
+			switch {
+			case unknown:
+				if h.Stack == ag.Project { // not of another stack's volume of that name
+					places = append(places, [2]string{ag.Stack, h.Key})
+				}
+				places = append(places, [2]string{h.Line, h.Key})
+			case ag.Volumes == "host":
+				places = append(places, [2]string{h.Line, h.Names[i]})
+			default:
+				places = append(places, [2]string{ag.Stack, h.Names[i]})
 			}
-			places = append(places, [2]string{stack, h.Names[i]})
 			r.Agents = append(r.Agents, ag.Container)
 			switch {
 			case ag.Schedule != "":
@@ -183,6 +201,8 @@ func judge(c *docker.Coverage, last map[[2]string]*snapshot.Manifest, looked boo
 			r.State = coverExcluded
 		case len(r.Agents) == 0:
 			r.State = coverNone
+		case unknown && r.Taken == nil:
+			r.State = coverUnknown
 		case len(r.Schedule) == 0:
 			r.State = coverUnscheduled
 		case !kept:
@@ -212,7 +232,7 @@ func (a *app) printCoverage(rows []covered) error {
 			id, age = r.Snapshot[:min(8, len(r.Snapshot))], ago(time.Duration(r.Age)*time.Second)
 		}
 		name := r.Volume
-		if len(name) == 64 && strings.Trim(name, "0123456789abcdef") == "" {
+		if docker.Anonymous(name) {
 			name = name[:12] + " (anonymous)"
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.State, cmp.Or(r.Stack, "-"), name, r.Driver, id, age,

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/disko/backupd/internal/docker"
+	"github.com/disko/backupd/internal/snapshot"
 	"github.com/disko/backupd/internal/teststack"
 )
 
@@ -66,7 +68,7 @@ func newCovering(t *testing.T) *covering {
 		teststack.Docker(t, slices.Concat([]string{"create", "--name", name, "--network", "none"}, labels, args, []string{image, "sleep", "infinity"})...)
 	}
 	container("app", image, "-v", c.volumeName("db")+":/db", "-v", c.volumeName("later")+":/later", "-v", c.volumeName("uploads")+":/uploads", "-v", c.volumeName("scrap")+":/scrap")
-	container("backup", teststack.Images(t, "base")[0], "-e", "BACKUPD_TARGET=/backups", "-e", "BACKUPD_SCHEDULE=@daily", "-v", c.volumeName("db")+":/volumes/db:ro",
+	container("backup", teststack.Images(t, "base")[0], "--label", "backupd.agent=true", "-e", "BACKUPD_TARGET=/backups", "-e", "BACKUPD_SCHEDULE=@daily", "-v", c.volumeName("db")+":/volumes/db:ro",
 		"-v", c.volumeName("later")+":/volumes/later:ro", "-v", c.volumeName("scrap")+":/volumes/scrap:ro", "-v", c.volumeName("state")+":/var/lib/backupd")
 	teststack.Docker(t, "start", c.container("backup"))
 	c.env = []string{"DOCKER_HOST=" + teststack.NewSocketProxyOf(t, c.project).TCP, "BACKUPD_STACK=" + c.project, "BACKUPD_VOLUME="}
@@ -216,5 +218,31 @@ func TestCoverageWithoutAnEngineSaysWhatToDo(t *testing.T) {
 	}
 	if code := cmd.ProcessState.ExitCode(); code != exitFailed || !regexp.MustCompile(`^backupd: coverage looks at the engine's volumes: no Docker engine: .*docker\.sock.*DOCKER_HOST.*\n$`).MatchString(text.String()) {
 		t.Errorf("with none: %d %q", code, text.String())
+	}
+}
+
+func TestWhatAConfigurationFileSaysIsUnknownAndNotUncovered(t *testing.T) {
+	now := time.Now()
+	fresh, old := &snapshot.Manifest{Finished: now.Add(-time.Hour)}, &snapshot.Manifest{Finished: now.Add(-100 * time.Hour)}
+	hold := func(stack, project, name, line string) docker.Holding {
+		return docker.Holding{Volume: docker.Volume{Name: name, Key: "db", Project: project}, Stack: stack, Line: line, Maybe: []int{0}}
+	}
+	for name, tt := range map[string]struct {
+		holding docker.Holding
+		stopped bool
+		last    map[[2]string]*snapshot.Manifest
+		want    string
+	}{
+		"no snapshot":                   {holding: hold("shop", "shop", "shop_db", "shop"), want: coverUnknown},
+		"one of the agent's stack":      {holding: hold("shop", "shop", "shop_db", "shop"), last: map[[2]string]*snapshot.Manifest{{"store", "db"}: fresh}, want: coverOK},
+		"that is not of this volume":    {holding: hold("wiki", "wiki", "wiki_db", "wiki"), last: map[[2]string]*snapshot.Manifest{{"store", "db"}: fresh}, want: coverUnknown},
+		"one of the machine's":          {holding: hold("wiki", "wiki", "wiki_db", "wiki"), last: map[[2]string]*snapshot.Manifest{{"wiki", "db"}: fresh}, want: coverOK},
+		"an old one":                    {holding: hold("wiki", "wiki", "wiki_db", "wiki"), last: map[[2]string]*snapshot.Manifest{{"wiki", "db"}: old}, want: coverOld},
+		"of an agent that does not run": {holding: hold("wiki", "wiki", "wiki_db", "wiki"), stopped: true, last: map[[2]string]*snapshot.Manifest{{"wiki", "db"}: fresh}, want: coverStopped},
+	} {
+		c := &docker.Coverage{Agents: []docker.Agent{{Container: "backup", Project: "shop", Stack: "store", Volumes: "mounted", Config: true, Running: !tt.stopped}}, Holdings: []docker.Holding{tt.holding}}
+		if rows := judge(c, tt.last, true, 48*time.Hour, now); rows[0].State != tt.want {
+			t.Errorf("%s: %s, want %s", name, rows[0].State, tt.want)
+		}
 	}
 }

@@ -157,7 +157,7 @@ func (a *app) seed(ctx context.Context, s seedFlags, vols, named []string) error
 		}
 	}
 	if err == nil {
-		for _, text := range ag.Impatient(ctx, sources) {
+		for _, text := range ag.Impatient(ctx, o) {
 			a.notice("%s", text)
 		}
 	}

@@ -80,7 +80,9 @@ type Agent struct {
 	History *runs.History
 
 	said *said // a pointer: agents of single stacks are copies
-	one  bool  // it is one of several stacks: of their pass as a whole the ping is asked
+	// loose: its one volume is of no project; who uses that is found out when it is read.
+	loose bool
+	one   bool // it is one of several stacks: of their pass as a whole the ping is asked
 }
 
 // ErrSettings is wrapped by errors about what the user asked for.
@@ -123,6 +125,7 @@ func New(ctx context.Context, s Settings) (*Agent, error) {
 	}
 	a.Project = cmp.Or(os.Getenv(envProject), a.Project)
 	a.Stack = cmp.Or(a.Stack, a.Project)
+	a.loose = IsWorker() && os.Getenv(envLoose) != ""
 	if a.Origin == "" {
 		a.Origin, err = a.origin()
 	}
@@ -205,4 +208,14 @@ func (a *Agent) mounted(path string) string {
 		return ""
 	}
 	return cmp.Or(m.Name, m.Source)
+}
+
+// mountedNames are the engine's names of those volumes that it has mounted here.
+func (a *Agent) mountedNames(vols []snapshot.Source) (names []string) {
+	for _, v := range vols {
+		if name := a.mounted(v.Path); name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
 }

@@ -316,7 +316,11 @@ const postTime = time.Minute
 // what the engine knows: the freeze, the dumps, and what the stack is.
 func (a *Agent) stillness(ctx context.Context, b Backup, o *snapshot.BackupOptions) (*stillness, error) {
 	s := &stillness{a: a}
-	if a.Engine == nil || a.Project == "" {
+	project, err := a.whoStandsStill(ctx, b, o, s)
+	if err != nil {
+		return nil, err
+	}
+	if a.Engine == nil || project == "" {
 		if len(b.Pre)+len(b.Post) > 0 && b.Quiesce != QuiesceNever {
 			return nil, fmt.Errorf("%w: hooks are to be run in services, which takes a Docker engine and a Compose project; mount /var/run/docker.sock, or take the hooks out of the configuration", ErrSettings)
 		}
@@ -330,22 +334,20 @@ func (a *Agent) stillness(ctx context.Context, b Backup, o *snapshot.BackupOptio
 		}
 		return s, nil
 	}
-	stack, err := a.Engine.Stack(ctx, a.Project)
+	stack, err := a.Engine.Stack(ctx, project)
 	if err != nil {
 		return nil, err
+	}
+	volumes := a.mountedNames(o.Volumes)
+	if a.loose {
+		stack = stack.Using(volumes)
 	}
 	a.describe(stack, o)
 	if b.Quiesce == QuiesceNever {
 		return s, nil
 	}
-	var volumes []string
-	for _, v := range o.Volumes {
-		if name := a.mounted(v.Path); name != "" {
-			volumes = append(volumes, name)
-		}
-	}
 	own := a.own()
-	q := a.Engine.Quiescer(docker.QuiesceOptions{Project: a.Project, Volumes: volumes, Own: own, Pre: b.Pre, Post: b.Post, StateDir: a.StateDir, Run: newID(), Now: a.Now})
+	q := a.Engine.Quiescer(docker.QuiesceOptions{Project: project, Volumes: volumes, UsersOnly: a.loose, Own: own, Pre: b.Pre, Post: b.Post, StateDir: a.StateDir, Run: newID(), Now: a.Now})
 	plan, err := q.Plan(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("plan how services stand still: %w", err)
@@ -447,11 +449,12 @@ func (a *Agent) inContainer() bool {
 
 // describe completes what is to be taken by what the engine knows of it.
 func (a *Agent) describe(stack *docker.Stack, o *snapshot.BackupOptions) {
-	about := &snapshot.About{Project: a.Project}
-	for _, s := range stack.Services {
-		about.Services = append(about.Services, snapshot.Service{Name: s.Name, Image: s.Image, ImageID: s.ImageID})
+	if stack.Project != "" {
+		o.About = &snapshot.About{Project: stack.Project}
+		for _, s := range stack.Services {
+			o.About.Services = append(o.About.Services, snapshot.Service{Name: s.Name, Image: s.Image, ImageID: s.ImageID})
+		}
 	}
-	o.About = about
 	for i := range o.Volumes {
 		v := &o.Volumes[i]
 		name := a.mounted(v.Path)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/disko/backupd/internal/docker"
 	"github.com/disko/backupd/internal/runs"
@@ -21,8 +20,9 @@ type stackAgent struct {
 }
 
 // stacks are all stacks of the machine that have volumes to back up: Compose
-// projects, and volumes that none made, each of which is a stack of its name. What a
-// label excludes is left out, so are anonymous volumes and backupd's own.
+// projects, and volumes that none made, each of which is a stack of its name, or
+// NAME.volume where a project has that. What a label excludes is left out, so are
+// anonymous volumes and backupd's own: states and targets, also of other agents.
 func (a *Agent) stacks(ctx context.Context) ([]stackAgent, error) {
 	if a.Engine == nil || a.Self == nil {
 		return nil, fmt.Errorf("%w: an agent for every stack of the machine takes a Docker engine and a container of its own; mount /var/run/docker.sock", ErrSettings)
@@ -31,10 +31,15 @@ func (a *Agent) stacks(ctx context.Context) ([]stackAgent, error) {
 	if err != nil {
 		return nil, err
 	}
+	cover, err := a.Engine.Coverage(ctx, false)
+	if err != nil {
+		return nil, fmt.Errorf("find out which volumes are backupd's own: %w", err)
+	}
+	names := docker.HostStacks(all)
 	by := map[string]*stackAgent{}
 	var errs []error
 	for _, v := range all {
-		if a.isOwn(v.Name) || v.Project == "" && anonymous(v.Name) {
+		if a.isOwn(v.Name) || cover.Own(v.Name) || v.Project == "" && docker.Anonymous(v.Name) {
 			continue
 		}
 		excluded, err := docker.Excluded(v)
@@ -45,11 +50,11 @@ func (a *Agent) stacks(ctx context.Context) ([]stackAgent, error) {
 		if excluded {
 			continue
 		}
-		name := cmp.Or(v.Project, v.Name)
+		name := names[v.Name]
 		s := by[name]
 		if s == nil {
 			of := *a
-			of.Stack, of.Project, of.one = name, v.Project, true
+			of.Stack, of.Project, of.loose, of.one = name, v.Project, v.Project == "", true
 			s = &stackAgent{Agent: &of}
 			by[name] = s
 		}
@@ -69,10 +74,27 @@ func (a *Agent) stacks(ctx context.Context) ([]stackAgent, error) {
 	return out, nil
 }
 
-// anonymous says whether a volume has the name that engines give to those
-// that have none.
-func anonymous(name string) bool {
-	return len(name) == 64 && strings.Trim(name, "0123456789abcdef") == ""
+// whoStandsStill is the project whose services stand still for a backup; empty for
+// none. That is the agent's own. A volume of none is that of the one project whose
+// services use it: of no other one anything is stopped. Where several projects use it,
+// or containers of none, what writes to it meanwhile is warned of.
+func (a *Agent) whoStandsStill(ctx context.Context, b Backup, o *snapshot.BackupOptions, s *stillness) (string, error) {
+	if !a.loose || a.Engine == nil {
+		return a.Project, nil
+	}
+	project, warnings, err := a.Engine.UsersOf(ctx, a.mountedNames(o.Volumes), a.own())
+	if err != nil || project != "" {
+		return project, err
+	}
+	if b.Quiesce != QuiesceNever {
+		s.said = append(s.said, warnings...)
+	}
+	all, err := a.Engine.Volumes(ctx)
+	if err != nil {
+		return "", err
+	}
+	a.describe(&docker.Stack{Volumes: all}, o)
+	return "", nil
 }
 
 // BackupHost backs up every stack of the machine, one after the other. One that

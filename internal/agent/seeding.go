@@ -107,11 +107,9 @@ func (v veto) EverStarted(ctx context.Context, vol seed.Volume) ([]string, error
 	return docker.Witness{Engine: v.a.Engine, Self: v.a.Self}.EverStarted(ctx, name)
 }
 
-// seedByWorker seeds the project's volumes in a worker.
+// seedByWorker seeds the project's volumes in a worker. One that is not to seed looks
+// for half a restore all the same, and then writes nothing.
 func (a *Agent) seedByWorker(ctx context.Context, s SeedOptions, show Show) (*seed.Result, error) {
-	if s.Mode == seed.Off {
-		return &seed.Result{Stack: a.Stack, Mode: s.Mode, Volumes: []seed.VolumeResult{}, Summary: fmt.Sprintf("stack %s: seeding is off", a.Stack)}, nil
-	}
 	vols, err := a.projectVolumes(ctx, nil)
 	if errors.Is(err, snapshot.ErrNoVolume) {
 		return &seed.Result{Stack: a.Stack, Mode: s.Mode, Volumes: []seed.VolumeResult{}, Summary: fmt.Sprintf("stack %s: there is no volume to seed", a.Stack)}, nil
@@ -142,7 +140,7 @@ func (a *Agent) seedByWorker(ctx context.Context, s SeedOptions, show Show) (*se
 		Result *seed.Result
 		Err    string
 	}
-	if err := a.work(ctx, Job{Args: args, Volumes: vols, Write: true, Limits: s.Limits}, show, &out); err != nil {
+	if err := a.work(ctx, Job{Args: args, Volumes: vols, Write: s.Mode != seed.Off, Limits: s.Limits}, show, &out); err != nil {
 		return nil, err
 	}
 	if out.Err != "" {
@@ -183,7 +181,7 @@ func (a *Agent) command() string {
 
 // Impatient names the services that mount a seeded volume and do not wait for
 // the agent, each in a sentence. Without an engine nobody can see them.
-func (a *Agent) Impatient(ctx context.Context, vols []snapshot.Source) []string {
+func (a *Agent) Impatient(ctx context.Context, s SeedOptions) []string {
 	if a.Engine == nil || a.Self == nil || a.Project == "" || a.Self.Service == "" { // Swarm's services wait for nothing
 		return nil
 	}
@@ -192,10 +190,14 @@ func (a *Agent) Impatient(ctx context.Context, vols []snapshot.Source) []string 
 		a.Log.Warn("services that do not wait for the seed cannot be found", "error", err)
 		return nil
 	}
-	var names []string
-	for _, v := range vols {
-		if n := a.mounted(v.Path); n != "" {
-			names = append(names, n)
+	names := a.mountedNames(s.Volumes)
+	if s.Source == Project { // none of them is mounted here
+		vols, err := a.projectVolumes(ctx, nil)
+		if err != nil && !errors.Is(err, snapshot.ErrNoVolume) {
+			a.Log.Warn("services that do not wait for the seed cannot be found", "error", err)
+		}
+		for _, v := range vols {
+			names = append(names, v.Name)
 		}
 	}
 	var out []string

@@ -205,7 +205,7 @@ func (srv *server) seed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, text := range a.Impatient(ctx, srv.s.Seed.Volumes) {
+	for _, text := range a.Impatient(ctx, srv.s.Seed) {
 		a.Log.Warn(text)
 	}
 	return srv.ready(result.Summary)

@@ -23,6 +23,7 @@ import (
 const (
 	envAgent   = "BACKUPD_WORKER_OF"      // the agent's container
 	envProject = "BACKUPD_WORKER_PROJECT" // whose volumes it has
+	envLoose   = "BACKUPD_WORKER_LOOSE"   // set where they are of no project
 )
 
 // agentID is the container of the agent whose worker this process is; else empty.
@@ -76,6 +77,9 @@ func (a *Agent) work(ctx context.Context, j Job, show Show, out any) error {
 	}
 	env := append(ownEnvironment(), settings...)
 	env = append(env, j.Env...)
+	if a.loose {
+		env = append(env, envLoose+"=1")
+	}
 	env = append(env, "BACKUPD_STATE_DIR="+a.StateDir, envAgent+"="+a.Self.ID, envProject+"="+a.Project, "BACKUPD_STACK="+a.Stack, "BACKUPD_ORIGIN="+a.Origin, "BACKUPD_VOLUMES="+string(Mounted))
 	result, err := worker.Call(ctx, w, worker.Request{Args: j.Args, Env: env, Files: files}, events(show))
 	var remote *worker.Error

@@ -17,11 +17,17 @@ type Agent struct {
 	Project   string // Compose's, or the Swarm stack
 	Service   string
 	Stack     string // the name its snapshots bear
-	Volumes   string // BACKUPD_VOLUMES: mounted, project or host
-	Schedule  string // BACKUPD_SCHEDULE; empty where none is set in its environment
-	Config    bool   // it reads a configuration file, whose schedules are not seen from here
-	Running   bool
-	Mounts    []Mount
+	Volumes   string // mounted, project or host
+	// Named are the volumes that BACKUPD_VOLUME names, as NAME or NAME=PATH: of what is
+	// mounted only these are taken. Empty for all below /volumes.
+	Named    []string
+	Schedule string // empty where none is seen from here
+	// Config: it reads a configuration file, which is not seen from here. It may have
+	// schedules and, unless Said, whose volumes are meant.
+	Config  bool
+	Said    bool
+	Running bool
+	Mounts  []Mount
 }
 
 // Holding is something that holds data: a volume of the engine, or a directory
@@ -35,6 +41,10 @@ type Holding struct {
 	// snapshots under the name at the same place of Names.
 	Agents []int
 	Names  []string
+	// Maybe are those whose configuration file may say that they take it.
+	Maybe []int
+	// Line is the stack that it is in for an agent of the whole machine.
+	Line string
 	// Own says that it belongs to backupd: an agent's state or its target.
 	Own bool
 	// Excluded by its label.
@@ -45,6 +55,11 @@ type Holding struct {
 type Coverage struct {
 	Agents   []Agent
 	Holdings []Holding // by stack and name
+}
+
+// Own says whether a volume is an agent's state or its target.
+func (c *Coverage) Own(volume string) bool {
+	return slices.ContainsFunc(c.Holdings, func(h Holding) bool { return !h.Bind && h.Name == volume && h.Own })
 }
 
 // volumesDir is where agents have the volumes that they take care of.
@@ -77,8 +92,9 @@ func (e *Engine) Coverage(ctx context.Context, binds bool) (*Coverage, error) {
 			c.Agents = append(c.Agents, agent)
 		}
 	}
+	lines := HostStacks(all)
 	for _, v := range all {
-		h := Holding{Volume: v, Stack: v.Project}
+		h := Holding{Volume: v, Stack: v.Project, Line: lines[v.Name]}
 		// A label that is wrong excludes nothing; whoever backs the volume up says so.
 		h.Excluded, _ = Excluded(v)
 		c.Holdings = append(c.Holdings, h)
@@ -108,6 +124,9 @@ func (e *Engine) Coverage(ctx context.Context, binds bool) (*Coverage, error) {
 				h.Agents, h.Names = append(h.Agents, k), append(h.Names, name)
 			}
 			h.Own = h.Own || own && len(h.Services) == 0
+			if name == "" && a.mayTake(h) {
+				h.Maybe = append(h.Maybe, k)
+			}
 		}
 	}
 	slices.SortFunc(c.Holdings, func(a, b Holding) int { return cmp.Or(cmp.Compare(a.Stack, b.Stack), cmp.Compare(a.Name, b.Name)) })
@@ -144,9 +163,14 @@ func boundBy(list []Container, isAgent map[string]bool) []Holding {
 	return out
 }
 
-// agentOf describes a container if it is an agent: one of the image of backupd,
-// or one that is told a target.
+// agentOf describes a container if it is an agent: one of the image of backupd, or
+// one with the label of a backup service. A target in its environment makes none:
+// an env_file is often that of all services, and a database that passed for an agent
+// would have its volume pass for the agent's own.
 func (e *Engine) agentOf(ctx context.Context, own Container) (Agent, bool, error) {
+	if !own.isBackupd() {
+		return Agent{}, false, nil
+	}
 	info, err := e.api.ContainerInspect(ctx, own.ID)
 	if cerrdefs.IsNotFound(err) {
 		return Agent{}, false, nil
@@ -157,27 +181,86 @@ func (e *Engine) agentOf(ctx context.Context, own Container) (Agent, bool, error
 	if info.Config == nil {
 		return Agent{}, false, nil
 	}
-	env := map[string]string{}
-	for _, kv := range info.Config.Env {
-		k, v, _ := strings.Cut(kv, "=")
-		env[k] = v
-	}
-	_, told := env["BACKUPD_TARGET"]
 	if own.Labels[labelSwarmService] != "" && !own.running() {
 		return Agent{}, false, nil // what a swarm has replaced
 	}
-	if !told && own.Labels[labelTitle] != "backupd" && !strings.EqualFold(own.Labels[labelAgent], "true") {
-		return Agent{}, false, nil
-	}
+	return newAgent(own, settingsOf(own, slices.Concat(info.Config.Entrypoint, info.Config.Cmd), info.Config.Env)), true, nil
+}
+
+func newAgent(own Container, s settings) Agent {
 	a := Agent{
 		Container: own.Name, Project: projectOf(own.Labels), Service: serviceOf(own.Labels),
-		Volumes: cmp.Or(env["BACKUPD_VOLUMES"], "mounted"), Schedule: env["BACKUPD_SCHEDULE"],
-		Config: env["BACKUPD_CONFIG"] != "", Running: own.running(), Mounts: own.Mounts,
+		Volumes: cmp.Or(s.text("volumes"), "mounted"), Named: s.list("volume"), Schedule: s.schedules(),
+		Config: s.text("config") != "", Running: own.running(), Mounts: own.Mounts,
 	}
+	a.Said = s.text("volumes") != ""
 	// Of a task, nobody remembers the name.
 	a.Container = cmp.Or(own.Labels[labelSwarmName], a.Container)
-	a.Stack = cmp.Or(env["BACKUPD_STACK"], a.Project)
-	return a, true, nil
+	a.Stack = cmp.Or(s.text("stack"), a.Project)
+	return a
+}
+
+// settings are what can be seen from outside of what an agent is told: by its command
+// line, its environment and, if it can ask the engine for them, its labels; in this
+// order, the first counts.
+type settings struct {
+	args   []string
+	env    map[string]string
+	labels map[string]string
+}
+
+func settingsOf(own Container, args, environ []string) settings {
+	s := settings{args: args, env: map[string]string{}}
+	for _, kv := range environ {
+		k, v, _ := strings.Cut(kv, "=")
+		s.env[k] = v
+	}
+	socket := slices.ContainsFunc(own.Mounts, func(m Mount) bool {
+		return slices.ContainsFunc([]string{"/var/run/docker.sock", "/run/docker.sock"}, func(p string) bool { return atOrBelow(p, m.Destination) })
+	})
+	if socket || s.env["DOCKER_HOST"] != "" {
+		s.labels = own.Labels
+	}
+	return s
+}
+
+// list are the values of a setting; none where it is not set.
+func (s settings) list(name string) []string {
+	var out []string
+	for i, arg := range s.args {
+		if value, ok := strings.CutPrefix(arg, "--"+name+"="); ok {
+			out = append(out, value)
+		} else if arg == "--"+name && i+1 < len(s.args) {
+			out = append(out, s.args[i+1])
+		}
+	}
+	if len(out) > 0 {
+		return out
+	}
+	text := cmp.Or(s.env["BACKUPD_"+strings.ToUpper(name)], s.labels[labelPrefix+name])
+	for part := range strings.SplitSeq(text, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			out = append(out, part)
+		}
+	}
+	return out
+}
+
+// text is the value of a setting that has one.
+func (s settings) text(name string) string {
+	return strings.Join(s.list(name), ",")
+}
+
+// schedules are when the agent backs up, also by policies that labels make.
+func (s settings) schedules() string {
+	out := []string{s.text("schedule")}
+	for label, value := range s.labels {
+		if strings.HasPrefix(label, labelPrefix+"policy.") && strings.HasSuffix(label, ".schedule") {
+			out = append(out, value)
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(slices.DeleteFunc(out, func(text string) bool { return text == "" || text == "@never" }), ", ")
 }
 
 // labelAgent says that a service is a backup service.
@@ -191,17 +274,47 @@ func (a *Agent) takes(h *Holding) (name string, own bool) {
 			continue
 		}
 		at := path.Clean(m.Destination)
+		if name := a.named(at); name != "" && a.Volumes == "mounted" {
+			return name, false
+		}
 		if path.Dir(at) != volumesDir {
 			own = true
-		} else if a.Volumes == "mounted" {
+		} else if a.Volumes == "mounted" && len(a.Named) == 0 {
 			return path.Base(at), false
 		}
 	}
-	if own || h.Bind || h.Project == "" {
+	switch {
+	case own || h.Bind:
 		return "", own
-	}
-	if a.Volumes == "host" || a.Volumes == "project" && h.Project == a.Project {
+	case a.Volumes == "host" && h.Project == "" && !Anonymous(h.Name):
+		return h.Name, false
+	case a.Volumes == "host" && h.Project != "", a.Volumes == "project" && h.Project != "" && h.Project == a.Project:
 		return h.Key, false
 	}
 	return "", false
+}
+
+// named is the name that BACKUPD_VOLUME gives to what is mounted at a path.
+func (a *Agent) named(at string) string {
+	for _, v := range a.Named {
+		name, dir, ok := strings.Cut(v, "=")
+		if !ok {
+			dir = path.Join(volumesDir, name)
+		}
+		if atOrBelow(dir, at) {
+			return name
+		}
+	}
+	return ""
+}
+
+// mayTake says whether the agent's configuration file, which is not seen from here,
+// may say that it takes a holding: one of a project or of the machine, or one that
+// the agent has mounted.
+func (a *Agent) mayTake(h *Holding) bool {
+	if !a.Config {
+		return false
+	}
+	mounted := a.Volumes == "mounted" && len(a.Named) == 0 && slices.ContainsFunc(a.Mounts, h.is)
+	return mounted || !a.Said && !h.Bind && !Anonymous(h.Name)
 }

@@ -19,6 +19,10 @@ type QuiesceOptions struct {
 	// Volumes that are backed up: the engine's names, and absolute paths on the
 	// engine's machine for bind mounts.
 	Volumes []string
+	// UsersOnly leaves alone what mounts none of the volumes, whatever its labels ask
+	// for: hooks and acts for a project's snapshot are not for that of a volume which it
+	// only uses.
+	UsersOnly bool
 	// Own are the ids of backupd's own containers, which are left alone with all
 	// of their services.
 	Own []string
@@ -58,6 +62,9 @@ func (q *Quiescer) Plan(ctx context.Context) (*Plan, error) {
 	stack, err := q.engine.Stack(ctx, q.opt.Project)
 	if err != nil {
 		return nil, err
+	}
+	if q.opt.UsersOnly {
+		stack = stack.Using(q.opt.Volumes)
 	}
 	running, err := q.engine.containers(ctx)
 	if err != nil {

@@ -313,14 +313,7 @@ func (p *Plan) warnOfOthers(in PlanInput) {
 			if !c.writes([]string{v}) {
 				continue
 			}
-			whose := "no project"
-			switch project := projectOf(c.Labels); {
-			case project == p.Project:
-				whose = "Swarm stack " + project + ", whose services an agent on a manager can scale,"
-			case project != "":
-				whose = "project " + project
-			}
-			p.warn("container %s of %s writes to volume %s and keeps running: files may change while they are read", c.Name, whose, v)
+			p.warn("%s", keepsRunning(c, p.Project, v))
 		}
 	}
 }

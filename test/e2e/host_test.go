@@ -106,3 +106,81 @@ func TestAnAgentOfAMachineTakesEachStackAloneAndStopsNoOther(t *testing.T) {
 		t.Errorf("stacks %v were drilled", seen)
 	}
 }
+
+const looseStack = `
+services:
+  app:
+    image: IMAGE
+    command: [sh, -c, "while :; do date >>/data/log; sleep 0.1; done"]
+    network_mode: none
+    init: true
+    volumes: [VOLUME:/data]
+volumes:
+  VOLUME: {external: true}
+`
+
+const otherAgent = `
+services:
+  backup:
+    image: IMAGE
+    network_mode: none
+    environment: {BACKUPD_TARGET: /backups}
+    volumes: [state:/var/lib/backupd, target:/backups, empty:/volumes/empty]
+volumes: {state: {}, target: {}, empty: {labels: {backupd.exclude: "true"}}}
+`
+
+// TestAnAgentOfAMachineFreezesTheOneProjectThatUsesAVolumeOfNone has volumes that were
+// made by hand: one that one project uses and that is named like another project, and
+// one that two containers of none and of a project write to.
+func TestAnAgentOfAMachineFreezesTheOneProjectThatUsesAVolumeOfNone(t *testing.T) {
+	base, image := teststack.Images(t, "base")[0], teststack.BackupdImage(t)
+	socket := ownEngine(t, base, image)
+	shop := teststack.NewProject(t, "drill-shop", strings.ReplaceAll(hostStack, "IMAGE", base))
+	loose, shared := shop.Name, teststack.Unique("shared")
+	for _, v := range []string{loose, shared} {
+		teststack.Docker(t, "volume", "create", "--label", "of="+v, v)
+	}
+	user := teststack.NewProject(t, "drill-user", strings.NewReplacer("IMAGE", base, "VOLUME", loose).Replace(looseStack))
+	sharer := teststack.NewProject(t, "drill-sharer", strings.NewReplacer("IMAGE", base, "VOLUME", shared).Replace(looseStack))
+	other := teststack.NewProject(t, "drill-other", strings.ReplaceAll(otherAgent, "IMAGE", image))
+	agent := teststack.NewProject(t, "drill-host", strings.ReplaceAll(hostAgent, "IMAGE", image))
+	agent.Env["REPOSITORY"], agent.Env["SOCKET"] = t.TempDir(), socket
+	shop.Up()
+	user.Up()
+	sharer.Up()
+	second := teststack.NewProject(t, "drill-second", strings.NewReplacer("IMAGE", base, "VOLUME", shared).Replace(looseStack))
+	second.Up()
+	other.Compose("up", "-d")
+	agent.Compose("up", "-d", "--wait")
+
+	since := teststack.Docker(t, "info", "-f", "{{.SystemTime}}")
+	out, code := backupd(t, agent, "backup", "--json")
+	if code != 3 || len(strings.Split(strings.TrimSpace(out), "\n")) != 3 {
+		t.Fatalf("%d: %s\n%s", code, out, agent.Logs())
+	}
+	until := teststack.Docker(t, "info", "-f", "{{.SystemTime}}")
+	frozen := map[string]bool{}
+	for line := range strings.Lines(teststack.Docker(t, "events", "--since", since, "--until", until, "--filter", "event=pause", "--filter", "event=stop", "--format", "{{.Actor.Attributes.name}}")) {
+		frozen[strings.TrimSpace(line)] = true
+	}
+	if len(frozen) != 2 || !frozen[shop.Name+"-app-1"] || !frozen[user.Name+"-app-1"] {
+		t.Errorf("what stood still: %v, want the services of %s and %s", frozen, shop.Name, user.Name)
+	}
+	for _, p := range []*teststack.Project{sharer, second} {
+		if text := "container " + p.Name + "-app-1 of project " + p.Name + " writes to volume " + shared + " and keeps running: files may change"; !strings.Contains(out, text) {
+			t.Errorf("it does not say %q:\n%s", text, out)
+		}
+	}
+	for stack, volume := range map[string]string{shop.Name: "data", loose + ".volume": loose, shared: shared} {
+		out, _ := backupd(t, agent, "snapshots", "--stack", stack, "--json")
+		if strings.Count(out, `"finished"`) != 1 || !strings.Contains(out, `"`+volume+`"`) {
+			t.Errorf("stack %s has %s", stack, out)
+		}
+		if out, _ = backupd(t, agent, "show", "--stack", stack, "--json", "latest"); !strings.Contains(out, `"driver":"local"`) {
+			t.Errorf("the manifest of stack %s does not tell its driver: %s", stack, out)
+		}
+	}
+	if out, _ := backupd(t, agent, "snapshots", "--json"); strings.Contains(out, other.Name) {
+		t.Errorf("what another agent has for itself was backed up: %s", out)
+	}
+}
