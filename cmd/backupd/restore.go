@@ -43,7 +43,7 @@ removed, and all that goes is kept first in the state directory:
 With a Docker engine at hand, the project's services that use the volumes are
 stopped first and started again afterwards, unless a volume is left incomplete.
 
-On a host, in the directory of a Compose project, and without --volume, it runs
+On a host, in the directory of a Compose project, and without --volume NAME=PATH, it runs
 in the project's backup service: missing volumes are made as Compose would make
 them, and filled.
 ` + exitHelp,
