@@ -170,3 +170,30 @@ func largest(t *testing.T, repository string) (name string) {
 	}
 	return name
 }
+
+// Production's data in a staging stack, whose own snapshots stay its own.
+func TestProductionIsRestoredIntoStaging(t *testing.T) {
+	t.Parallel()
+	p := checkout(t, snapshotted(t), socket, "services: {backup: {environment: {BACKUPD_STACK: staging}}}\n")
+	p.Up()
+	p.Exec("application", "sh", "-c", "echo of staging >/srv/data/rows")
+	p.Exec("backup", "backupd", "backup")
+	before := started(t, p, "application")
+	if code, said := try(t, p, "restore", "--stack", "shop", "--force"); code != 0 {
+		t.Fatalf("%d: %s", code, said)
+	}
+	isTheServers(t, p)
+	if started(t, p, "application") == before {
+		t.Error("the application ran on while its files were changed")
+	}
+	p.Exec("backup", "backupd", "backup")
+	for stack, want := range map[string]int{"staging": 2, "shop": 1} {
+		if out := p.Exec("backup", "backupd", "snapshots", "--stack", stack, "--json"); strings.Count(out, `"sequence"`) != want {
+			t.Errorf("stack %s has %s, want %d snapshots", stack, out, want)
+		}
+	}
+	p.Compose("run", "--rm", "-T", "backup", "restore", "--undo")
+	if got := rows(p); got != "of staging\n" {
+		t.Errorf("after the undo the rows are %q", got)
+	}
+}
