@@ -74,10 +74,13 @@ func (a *app) serve(ctx context.Context, cmd *cobra.Command) error {
 		s.Teller.Close(ctx)
 	}()
 	if a.engineErr != nil { // it was waited for
+		a.rememberFresh(ctx, cmd, c)
 		return a.engineErr
 	}
 	ag, err := agent.New(ctx, s)
 	if err != nil {
+		a.engineErr = err // or it does not know this container
+		a.rememberFresh(ctx, cmd, c)
 		return err
 	}
 	defer ag.Close()
@@ -206,8 +209,9 @@ func (a *app) teller(ctx context.Context, c *config.Config, log *slog.Logger) (*
 
 // rememberFresh notes which volumes are fresh now, though the agent cannot
 // serve: so that they still are when it is started again with its settings put right.
+// Where the engine is what is wrong, it is asked then.
 func (a *app) rememberFresh(ctx context.Context, cmd *cobra.Command, c *config.Config) {
-	if a.stateDir == "" || a.engineErr != nil || c != nil && (c.Volumes != "mounted" || c.Seed == "off") {
+	if a.stateDir == "" || c != nil && (c.Volumes != "mounted" || c.Seed == "off") {
 		return
 	}
 	named, err := cmd.Flags().GetStringArray("volume") // all that is known of a configuration that is wrong
@@ -221,7 +225,9 @@ func (a *app) rememberFresh(ctx context.Context, cmd *cobra.Command, c *config.C
 	if err != nil {
 		return
 	}
-	ag, err := agent.New(ctx, a.agentSettings())
+	s := a.agentSettings()
+	s.WithoutEngine = a.engineErr != nil
+	ag, err := agent.New(ctx, s)
 	if err != nil {
 		return
 	}

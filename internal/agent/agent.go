@@ -57,6 +57,8 @@ type Settings struct {
 	Log    *slog.Logger
 	// Notice tells the user why there is something to wait for; nil tells nobody.
 	Notice func(text string)
+	// WithoutEngine leaves the engine alone, which has been found not to answer.
+	WithoutEngine bool
 	// Now is the clock; time.Now where nil.
 	Now func() time.Time
 }
@@ -108,7 +110,7 @@ func New(ctx context.Context, s Settings) (*Agent, error) {
 	// Outside of a container there is no stack that is ours.
 	var engine *docker.Engine
 	err := docker.ErrNoEngine
-	if a.inContainer() {
+	if a.inContainer() && !a.WithoutEngine {
 		engine, err = docker.Connect(ctx, a.Notice)
 	}
 	switch {

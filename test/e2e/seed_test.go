@@ -199,6 +199,20 @@ services:
 	})
 }
 
+// The agent's container is another one when the Compose file is mended: what the
+// engine had copied into a volume by then is known all the same.
+func TestAnEngineThatDoesNotAnswerStopsTheStackUntilItDoes(t *testing.T) {
+	t.Parallel()
+	p := checkout(t, snapshotted(t), "services: {backup: {environment: {DOCKER_HOST: 'unix:///run/absent.sock'}}}\n")
+	if out, err := p.Try("up", "-d"); err == nil {
+		t.Fatalf("the stack came up without its data: %s\n%s", out, p.Logs())
+	}
+	mentions(t, lastLine(p, "backup"), "/run/absent.sock")
+	p.Write("compose.a.yaml", socket)
+	p.Up()
+	isTheServers(t, p)
+}
+
 func TestWithoutASnapshot(t *testing.T) {
 	t.Run("it is required", func(t *testing.T) {
 		t.Parallel()
