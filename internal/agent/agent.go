@@ -82,7 +82,8 @@ type Agent struct {
 	History *runs.History
 
 	said *said // a pointer: agents of single stacks are copies
-	// loose: its one volume is of no project; who uses that is found out when it is read.
+	// loose: it, or its one volume, is of no project; who uses the volumes is found out
+	// when they are read or restored.
 	loose bool
 	one   bool // it is one of several stacks: of their pass as a whole the ping is asked
 }
@@ -127,7 +128,7 @@ func New(ctx context.Context, s Settings) (*Agent, error) {
 	}
 	a.Project = cmp.Or(os.Getenv(envProject), a.Project)
 	a.Stack = cmp.Or(a.Stack, a.Project)
-	a.loose = IsWorker() && os.Getenv(envLoose) != ""
+	a.loose = os.Getenv(envLoose) != "" || a.Engine != nil && a.Self != nil && a.Project == ""
 	if a.Origin == "" {
 		a.Origin, err = a.origin()
 	}

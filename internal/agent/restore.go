@@ -27,7 +27,7 @@ func (a *Agent) Restoring(ctx context.Context, vols []snapshot.Source, show Show
 		}
 	}
 	defer release()
-	if a.Engine == nil || a.Project == "" {
+	if a.Engine == nil || a.Project == "" && !a.loose {
 		return work(ctx)
 	}
 	places := map[string]snapshot.Source{} // by the engine's name
@@ -38,7 +38,7 @@ func (a *Agent) Restoring(ctx context.Context, vols []snapshot.Source, show Show
 			names = append(names, n)
 		}
 	}
-	users, err := a.Engine.StopUsers(ctx, docker.UsersOptions{Project: a.Project, Volumes: names, Own: a.own(), StateDir: a.StateDir})
+	users, err := a.stopUsers(ctx, names)
 	if docker.Forbidden(err) { // to see them: that they may not be stopped is ErrInUse
 		if show.Notice != nil {
 			show.Notice(fmt.Sprintf("whether services use the volumes cannot be seen: %v", err))
@@ -47,6 +47,9 @@ func (a *Agent) Restoring(ctx context.Context, vols []snapshot.Source, show Show
 	}
 	if err != nil {
 		return err
+	}
+	if users == nil {
+		return work(ctx)
 	}
 	if stopped := users.Names(); len(stopped) > 0 && show.Notice != nil {
 		show.Notice("stopped while their volumes are restored: " + strings.Join(stopped, ", "))
@@ -70,6 +73,26 @@ func (a *Agent) Restoring(ctx context.Context, vols []snapshot.Source, show Show
 		show.Notice(fmt.Sprintf("services %s stay stopped: an earlier restore of %s has not ended; restore that again, or undo it, and they are started", strings.Join(stay, ", "), strings.Join(users.Begun(), ", ")))
 	}
 	return errors.Join(err, serr)
+}
+
+// stopUsers stops what uses volumes: of the own project, or where there is none of
+// the one project whose services do. Nil without an error: nobody uses them.
+func (a *Agent) stopUsers(ctx context.Context, volumes []string) (*docker.Users, error) {
+	project := a.Project
+	if a.loose {
+		of, writers, err := a.Engine.UsersOf(ctx, volumes, a.own())
+		if err != nil {
+			return nil, err
+		}
+		if of == "" && len(writers) > 0 {
+			return nil, fmt.Errorf("a volume that is to be restored: %w, and not by one project alone, whose services could be stopped; stop what uses it (`docker ps --filter volume=%s` lists that), then restore again", docker.ErrInUse, volumes[0])
+		}
+		project = of
+	}
+	if project == "" {
+		return nil, nil
+	}
+	return a.Engine.StopUsers(ctx, docker.UsersOptions{Project: project, Volumes: volumes, Own: a.own(), StateDir: a.StateDir})
 }
 
 // halfRestored says whether a directory holds half a restore.

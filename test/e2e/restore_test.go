@@ -171,6 +171,38 @@ func largest(t *testing.T, repository string) (name string) {
 	return name
 }
 
+// An agent that `docker run` started is of no project: the services of the one that
+// uses its volumes stand still all the same, and those of no other.
+func TestAnAgentOfNoProjectStopsTheOneThatUsesItsVolumes(t *testing.T) {
+	t.Parallel()
+	repository := snapshotted(t)
+	p, other := checkout(t, repository), checkout(t, repository)
+	p.Up()
+	other.Up()
+	p.Exec("application", "sh", "-c", "echo broken >/srv/data/rows")
+	run := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command("docker", append([]string{
+			"run", "--rm", "--network", "none", "-v", p.Volume("data") + ":/volumes/data", "-v", repository + ":/backups", "-v", "/var/run/docker.sock:/var/run/docker.sock:ro",
+			"-e", "BACKUPD_TARGET=/backups", "-e", "BACKUPD_STACK=loose", teststack.BackupdImage(t),
+		}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Errorf("backupd %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+		return string(out)
+	}
+	mentions(t, run("backup"), "services stood still")
+	p.Exec("application", "sh", "-c", "echo more >>/srv/data/rows")
+	before, others := started(t, p, "application"), started(t, other, "application")
+	mentions(t, run("restore", "--force"), "stopped while their volumes are restored: application")
+	if got := rows(p); got != "broken\n" {
+		t.Errorf("the rows are %q", got)
+	}
+	if started(t, p, "application") == before || started(t, other, "application") != others {
+		t.Error("the application ran on while its files were changed, or another project's did not")
+	}
+}
+
 // Production's data in a staging stack, whose own snapshots stay its own.
 func TestProductionIsRestoredIntoStaging(t *testing.T) {
 	t.Parallel()
