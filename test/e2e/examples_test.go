@@ -119,8 +119,8 @@ func TestExamplesAreValidAndReadAsAMapOfTheStack(t *testing.T) {
 			for _, v := range backup.Volumes {
 				if strings.HasPrefix(v.Target, "/volumes/") {
 					saved[v.Source] = true
-					if swarm != v.ReadOnly {
-						t.Errorf("%s: read-only is %v, which is for agents that do not seed", v.Target, v.ReadOnly)
+					if v.ReadOnly {
+						t.Errorf("%s is read-only: nothing can be restored into it", v.Target)
 					}
 				}
 				if v.Target == "/var/lib/backupd" && v.Type == "volume" {
