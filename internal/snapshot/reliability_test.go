@@ -795,7 +795,8 @@ func TestARestoreKilledAtAnyOperationIsMarkedAndCanBeRepeated(t *testing.T) {
 				testtree.Compare(t, filepath.Join(l.states[0], "data"), dir, testtree.Options{})
 				l.drop(dir)
 			})
-			if marked == 0 {
+			// Of the few kills of a short run, all may come while the first reads are ahead of the mark.
+			if marked == 0 && !testing.Short() {
 				t.Error("no kill came after the mark was written")
 			}
 		})
