@@ -52,7 +52,7 @@ func TestAProxyThatListensLateIsWaitedFor(t *testing.T) {
 }
 
 func TestAnEngineThatDoesNotListenIsAnErrorThatSaysWhatToDo(t *testing.T) {
-	for host, waits := range map[string]bool{"tcp://" + free(t): true, "unix://" + t.TempDir() + "/docker.sock": false} {
+	for host, waits := range map[string]bool{"tcp://" + free(t): true, "unix:///run/backupd-absent.sock": false} {
 		t.Setenv("DOCKER_HOST", host)
 		waited := false
 		_, err := connectStarting(t.Context(), host, time.Millisecond, func(string) { waited = true })
