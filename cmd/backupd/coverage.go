@@ -58,9 +58,9 @@ services have bound and may write to. With --stack on the command line, only tho
 of one Compose project or Swarm stack.
 
 STATE is covered; uncovered, if no agent takes it; unscheduled, if one does but
-has no schedule (a clone); stopped, if one has, and does not run; never, if there is no snapshot yet; old, if the last
-one is older than --max-age; excluded, by the label backupd.exclude; own, if it
-is an agent's state or target; unknown, if only an agent's configuration file may
+has no schedule (a clone); stopped, if one has, and does not run; never, if there
+is no snapshot yet; old, if the last one is older than --max-age; excluded, by the
+label backupd.exclude; own, if it is an agent's state or target; unknown, if only an agent's configuration file may
 say that it takes it, which is not read, and no new snapshot shows it. Without
 --target no snapshots are looked for.
 

@@ -3,14 +3,12 @@
 package snapshot
 
 import (
-	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/disko/backupd/internal/targets/directory"
 	"github.com/disko/backupd/internal/testtree"
 )
 
@@ -50,20 +48,7 @@ func TestASetGIDBitThatIsLostIsWarnedOf(t *testing.T) {
 }
 
 func restoreWithoutFSETID(t *testing.T, root string) {
-	target, err := directory.Open(filepath.Join(root, "target"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	repo, err := Open(context.Background(), target, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer repo.Close()
-	m, err := repo.Find(context.Background(), "shop", "latest")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := repo.Restore(context.Background(), m, RestoreOptions{Volume: "data", Path: filepath.Join(root, "restored")})
+	s, err := restoreHere(t, root, "latest", "restored")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -64,7 +64,10 @@ func TestARestoreInAUserNamespaceGoesOnWithoutDevicesAndSaysWhichIdIsMissing(t *
 	}})
 }
 
-func restoreInUserNamespace(t *testing.T, root, first string) {
+// restoreHere restores the volume of a world that another process has made, from the
+// target below its root into a directory beside it.
+func restoreHere(t *testing.T, root, id, dir string) (*RestoreStats, error) {
+	t.Helper()
 	target, err := directory.Open(filepath.Join(root, "target"))
 	if err != nil {
 		t.Fatal(err)
@@ -74,14 +77,15 @@ func restoreInUserNamespace(t *testing.T, root, first string) {
 		t.Fatal(err)
 	}
 	defer repo.Close()
-	restore := func(id, dir string) (*RestoreStats, error) {
-		m, err := repo.Find(context.Background(), "shop", id)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return repo.Restore(context.Background(), m, RestoreOptions{Volume: "data", Path: filepath.Join(root, dir)})
+	m, err := repo.Find(context.Background(), "shop", id)
+	if err != nil {
+		t.Fatal(err)
 	}
-	stats, err := restore(first, "restored")
+	return repo.Restore(context.Background(), m, RestoreOptions{Volume: "data", Path: filepath.Join(root, dir)})
+}
+
+func restoreInUserNamespace(t *testing.T, root, first string) {
+	stats, err := restoreHere(t, root, first, "restored")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +96,7 @@ func restoreInUserNamespace(t *testing.T, root, first string) {
 	if !slices.Equal(lacks, []string{"null", "null-too"}) || !strings.Contains(stats.Warnings[0].What, "device not restored: operation not permitted") {
 		t.Errorf("warnings: %+v", stats.Warnings)
 	}
-	if _, err := restore("", "high"); err == nil || !strings.Contains(err.Error(), "/etc/subuid") {
+	if _, err := restoreHere(t, root, "", "high"); err == nil || !strings.Contains(err.Error(), "/etc/subuid") {
 		t.Errorf("an id that is not mapped: %v", err)
 	}
 	t.Log("restored in a user namespace")
