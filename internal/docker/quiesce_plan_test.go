@@ -91,6 +91,26 @@ func TestWithoutAFreezerServicesAreStopped(t *testing.T) {
 	}
 }
 
+// On a node that is no manager nobody can scale: what writes is warned of.
+func TestATaskOfTheOwnStackThatNobodyHereMayScaleIsToldOf(t *testing.T) {
+	task := Container{
+		ID: "1", Name: "shop_db.1.x", State: "running", Labels: map[string]string{labelStack: "shop", labelSwarmService: "s"},
+		Mounts: []Mount{{Type: "volume", Name: "shop_db", RW: true}},
+	}
+	in := PlanInput{Stack: &Stack{Project: "shop"}, Volumes: []string{"shop_db"}, Others: []Container{task}}
+	p, err := NewPlan(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Steps) > 0 || len(p.Warnings) != 1 || !strings.Contains(p.Warnings[0], "an agent on a manager can scale") {
+		t.Errorf("steps %v, warnings %q", p.Steps, p.Warnings)
+	}
+	in.Stack.Services = []Service{{Name: "db", Containers: in.Others, Swarm: &SwarmService{ID: "s", Name: "shop_db", Replicas: 1, Mounts: task.Mounts}}}
+	if p, err = NewPlan(in); err != nil || len(p.Steps) != 1 || len(p.Warnings) > 0 {
+		t.Errorf("on a manager: steps %v, warnings %q, %v", p.Steps, p.Warnings, err)
+	}
+}
+
 func TestDumpsAreOfServicesThatRun(t *testing.T) {
 	dump := map[string]string{"backupd.dump": "postgres"}
 	stack := &Stack{Services: []Service{
